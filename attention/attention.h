@@ -1,0 +1,71 @@
+/* Attention sublayers: three variants, forward and backward, over shared parts (DESIGN section 3).
+ *
+ * B batch, T context, N = B T tokens, d width, H heads, G kv heads, D_n / D_r the parts of a head's query and key without and
+ * with rotary, D_qk = D_n + D_r, D_v value dim, R_kv latent dim, R_q query latent dim (0: none). H and G below are this rank's
+ * share where the name ends in _local. x is the normed input of the sublayer. A gradient is d + name. */
+#pragma once
+
+#include "attention/core.h"
+#include "comm/comm.h"
+#include "core/arena.h"
+#include "core/config.h"
+#include "core/ops/ops.h"
+#include "core/param.h"
+
+enum { ATTN_MAX_PARAMS = 8, ATTN_MAX_SAVED = 12 };
+
+typedef struct attn_dims {
+    int64_t batch, context;
+    int64_t width;
+    int heads, kv_heads, heads_local, kv_heads_local;
+    int nope, rope, value; /* D_n, D_r, D_v; mha and prerope rotate whole heads: rope = 0 and nope = D */
+    int latent, q_latent;  /* R_kv, R_q; 0: none */
+    int rotary;            /* dims that the rotary table covers: D_r, or D where whole heads are rotated */
+    bool latent_norm, prerope_hidden;
+    float norm_eps, scale; /* scale = 1/sqrt(D_qk) */
+} attn_dims;
+
+/* What every layer shares on one rank. */
+typedef struct attn_env {
+    ops *ops;
+    const attn_core *core;
+    comm_group *tp;
+    attn_dims dims;
+    const float *rotary_table; /* [T, rotary], device: see rope_args */
+} attn_env;
+
+/* One layer's weights (compute copy) and their fp32 gradients, in the order of the variant's parameter list. */
+typedef struct attn_weights {
+    tensor weight[ATTN_MAX_PARAMS], gradient[ATTN_MAX_PARAMS];
+} attn_weights;
+
+/* What the forward pass of one layer keeps for its backward pass; which slot is what is the variant's own business. */
+typedef struct attn_saved {
+    tensor slot[ATTN_MAX_SAVED];
+    float *vector[ATTN_MAX_SAVED];
+} attn_saved;
+
+typedef struct attn_variant {
+    const char *name;
+    /* Fills specs[ATTN_MAX_PARAMS] with the parameters of one layer; returns how many. */
+    int (*params)(const attn_dims *dims, param_spec *specs);
+    /* Takes what forward saves from the arena. */
+    void (*reserve)(const attn_dims *dims, dtype activation, arena *a, attn_saved *saved);
+    /* out [N, d] = this rank's share of the sublayer's output: summed over TP by the caller. x [N, d]. Temporaries come from
+     * scratch and are given back. */
+    void (*forward)(attn_env *env, int layer, const attn_weights *w, attn_saved *saved, tensor x, tensor out, arena *scratch);
+    /* dx [N, d] (overwritten) = this rank's share: summed over TP by the caller. Adds to w->gradient. dout [N, d] is complete. */
+    void (*backward)(attn_env *env, int layer, const attn_weights *w, const attn_saved *saved, tensor x, tensor dout, tensor dx,
+                     arena *scratch);
+} attn_variant;
+
+extern const attn_variant attn_mha, attn_mla_prerope, attn_mla_decoupled;
+
+/* The variant that the config names. */
+const attn_variant *attn_find(config_variant variant);
+
+/* Dimensions of a config split over tp ranks, for micro-batches of `batch` samples. CONFIG when it cannot be split. */
+status attn_dims_from_config(attn_dims *out, const config *c, int tp, int64_t batch, int64_t context);
+
+/* cos and sin of position * theta^(-2j/rotary), [context, rotary], computed in double (host memory). */
+void attn_rotary_table(float *table, int64_t context, int rotary, double theta);

@@ -1,0 +1,52 @@
+/* Groups of ranks and their collectives, behind one header: alone (self), over MPI (mpi) and, on GPUs, over NCCL.
+ *
+ * Like operations, collectives return nothing: the group keeps its first error, read once a step with comm_status().
+ * Buffers are memory of the device that the group's backend serves. Results are the same bits on every rank. */
+#pragma once
+
+#include "core/status.h"
+#include "core/tensor.h"
+
+#include <mpi.h>
+#include <stdint.h>
+
+typedef enum comm_op { COMM_SUM, COMM_MAX } comm_op;
+
+typedef struct comm_group comm_group;
+
+typedef struct comm_backend {
+    const char *name;
+    void (*all_reduce)(comm_group *g, void *data, int64_t count, dtype type, comm_op op);
+    void (*broadcast_start)(comm_group *g, void *data, int64_t count, dtype type, int root);
+    void (*broadcast_finish)(comm_group *g);
+    void (*close)(comm_group *g);
+} comm_backend;
+
+struct comm_group {
+    const comm_backend *backend;
+    int rank, size;
+    MPI_Comm mpi; /* MPI_COMM_NULL for self */
+    MPI_Request pending;
+    status first_error;
+    uint64_t sequence; /* collectives begun so far: what a watchdog looks at */
+    const char *place; /* the operation that began last, and its layer (-1: none): what it names */
+    int layer;
+};
+
+/* A group of one. */
+void comm_self(comm_group *out);
+
+/* A group over a copy of communicator c (collective over c); one of size 1 becomes self. */
+status comm_over_mpi(comm_group *out, MPI_Comm c);
+
+/* Frees what the group holds; it may be closed twice. */
+void comm_close(comm_group *g);
+
+static inline status comm_status(const comm_group *g) { return g->first_error; }
+
+/* In place over count elements. place and layer say where, for messages. */
+void comm_all_reduce(comm_group *g, void *data, int64_t count, dtype type, comm_op op, const char *place, int layer);
+
+/* From root to all; data may be touched again after the finish. One broadcast at a time. */
+void comm_broadcast_start(comm_group *g, void *data, int64_t count, dtype type, int root, const char *place, int layer);
+void comm_broadcast_finish(comm_group *g);

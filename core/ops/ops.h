@@ -1,0 +1,106 @@
+/* The operations that attention/ and trainer/ are written against: one table a device, filled in cpu/ and cuda/.
+ *
+ * All data pointers are device memory. Calls are queued in order; nothing is complete before sync (the CPU table computes
+ * at once). A call does not return a status: the first failure is kept in the table and read by ops_status(), once a step.
+ * Outputs overwrite unless the comment says "adds". No call allocates.
+ *
+ * N rows (tokens), d width, F feed-forward width, V vocabulary rows on this rank, T context length. */
+#pragma once
+
+#include "core/status.h"
+#include "core/tensor.h"
+
+#include <stdbool.h>
+
+typedef struct ops ops;
+
+/* Hyper-parameters of one AdamW update (Loshchilov & Hutter 2019), step counted from 1. */
+typedef struct adamw_args {
+    float lr, beta1, beta2, eps, weight_decay;
+    int64_t step;
+    float clip;             /* gradients are scaled by min(1, clip / norm); 0: never */
+    const double *norm_sq;  /* device scalar: squared norm of the whole gradient; not finite: nothing is updated */
+} adamw_args;
+
+/* Where the rotary part lies in each row: heads blocks of `stride` columns, `dim` of them rotated from column `first` on. */
+typedef struct rope_args {
+    int heads;
+    int64_t stride, first;
+    int dim;            /* even; the half-rotation layout of Hugging Face's Llama: pairs (j, j + dim/2) */
+    int64_t context;    /* T: row i is position i % T */
+    const float *table; /* [T, dim]: cos of the dim/2 angles, then their sines */
+    bool inverse;       /* rotate back: the backward pass */
+} rope_args;
+
+struct ops {
+    const char *name;
+    dtype activation;   /* type of activations and of the weights' compute copy */
+    status first_error; /* STATUS_OK, or the first failure's code; its message is in status_message() */
+    double gemm_seconds;      /* time inside matrix products so far, on the calling thread */
+
+    /* memory */
+    void *(*alloc)(ops *o, size_t bytes); /* zeroed; NULL when there is none */
+    void (*release)(ops *o, void *data);
+    void (*zero)(ops *o, void *data, size_t bytes);
+    void (*upload)(ops *o, void *device, const void *host, size_t bytes);
+    void (*download)(ops *o, void *host, const void *device, size_t bytes); /* complete on return */
+    void (*sync)(ops *o);
+
+    /* y = op(a) op(b) + beta y, op = transpose where the flag is set. Any view with unit column stride. */
+    void (*matmul)(ops *o, tensor y, tensor a, bool transpose_a, tensor b, bool transpose_b, float beta);
+
+    /* y = x * rstd * gain, rstd[N] = 1/sqrt(mean(x^2) + eps). */
+    void (*rmsnorm_forward)(ops *o, tensor y, float *rstd, tensor x, const void *gain, float eps);
+    /* dx (adds when accumulate) and dgain[d] (adds, fp32) from dy, the input x and its rstd. */
+    void (*rmsnorm_backward)(ops *o, tensor dx, bool accumulate, float *dgain, tensor dy, tensor x, const void *gain,
+                             const float *rstd);
+
+    /* In place. */
+    void (*rope)(ops *o, tensor x, rope_args args);
+
+    /* h = silu(gate) * up, gate_up [N, 2F]: gate in the first F columns, up in the last. */
+    void (*swiglu_forward)(ops *o, tensor h, tensor gate_up);
+    void (*swiglu_backward)(ops *o, tensor dgate_up, tensor dh, tensor gate_up);
+
+    /* x[i] = table[tokens[i] - first], 0 where that row is not on this rank. */
+    void (*embedding_forward)(ops *o, tensor x, tensor table, const int32_t *tokens, int64_t first);
+    /* dtable (adds, fp32). */
+    void (*embedding_backward)(ops *o, tensor dtable, tensor dx, const int32_t *tokens, int64_t first);
+
+    /* Cross-entropy over logits [n, V] whose columns are the vocabulary rows first .. first + valid (the rest is padding).
+     * row_max[n]; then sums[n] = sum exp(logit - row_max), picked[n] = the target's logit where it is here, else 0;
+     * then logits become their gradient scale * (softmax - onehot), padding 0. Between them the caller reduces over TP. */
+    void (*ce_max)(ops *o, float *row_max, tensor logits, int64_t valid);
+    void (*ce_sums)(ops *o, float *sums, float *picked, tensor logits, int64_t valid, const float *row_max,
+                    const int32_t *targets, int64_t first);
+    /* loss (adds, device scalar) += sum_i log(sums) + row_max - picked, in row order. */
+    void (*ce_loss)(ops *o, double *loss, const float *sums, const float *picked, const float *row_max, int64_t n);
+    void (*ce_backward)(ops *o, tensor logits, int64_t valid, const float *row_max, const float *sums,
+                        const int32_t *targets, int64_t first, float scale);
+
+    /* y += x. */
+    void (*add)(ops *o, tensor y, tensor x);
+
+    /* out (adds, device scalar) += sum x^2, in an order that depends on count alone. */
+    void (*sum_squares)(ops *o, double *out, const float *x, int64_t count);
+    /* One AdamW update of count fp32 master weights in place. */
+    void (*adamw)(ops *o, float *weight, float *m, float *v, const float *gradient, int64_t count, adamw_args args);
+};
+
+/* The CPU table (OpenBLAS, OpenMP); threads > 0 are used for every operation. Sets the process's BLAS and OpenMP threads. */
+status ops_cpu(ops *out, int threads);
+
+static inline status ops_status(const ops *o) { return o->first_error; }
+
+/* y = x Wt (+ y when accumulate): x [N, in], w [out, in], y [N, out]. */
+static inline void ops_linear(ops *o, tensor y, tensor x, tensor w, bool accumulate) {
+    o->matmul(o, y, x, false, w, true, accumulate ? 1.0f : 0.0f);
+}
+
+/* dx = dy W (+ dx when accumulate). */
+static inline void ops_linear_dx(ops *o, tensor dx, tensor dy, tensor w, bool accumulate) {
+    o->matmul(o, dx, dy, false, w, false, accumulate ? 1.0f : 0.0f);
+}
+
+/* dW += dyt x, fp32. */
+static inline void ops_linear_dw(ops *o, tensor dw, tensor dy, tensor x) { o->matmul(o, dw, dy, true, x, false, 1.0f); }

@@ -1,0 +1,46 @@
+/* The diagnostics work: the door to the trainer is three functions; all else in diag/ is behind it.
+ *
+ * The trainer sends records and snapshots through a channel (comm/channel.h); a diagnostics rank, or with diagnostics.ranks: 0
+ * a thread of compute rank 0, serves its other end: reassembles snapshots, computes spectra, writes the run's database.
+ * Failures here are recorded and do not stop training. */
+#pragma once
+
+#include "comm/channel.h"
+#include "core/config.h"
+
+typedef struct diag diag;
+
+/* Creates (or opens) DIR/run.db and the run's rows in it. IO when it cannot be written or is in use by another process. */
+status diag_open(diag **out, const config *c, const char *run_dir, const char *device, int tp, int dp, const char *hosts);
+
+/* Serves the channel until every sender has said CHANNEL_END. snapshots: senders that contribute to each snapshot. */
+status diag_serve(diag *d, channel_receiver *channel, int senders);
+
+/* Checkpoints and closes the database. */
+void diag_close(diag *d);
+
+/* ---- what the trainer sends: message kind, and the struct that is the message's data ---- */
+
+typedef enum diag_record_kind { DIAG_STEP, DIAG_EVAL, DIAG_EVENT, DIAG_FINISH } diag_record_kind;
+
+typedef struct diag_step { /* one row of train_metrics; a value that is not finite becomes NULL */
+    int64_t step, tokens;
+    double loss, grad_norm, lr, step_ms, tokens_per_s, mfu;
+} diag_step;
+
+typedef struct diag_eval { /* one row of eval_metrics */
+    int64_t step, tokens;
+    double loss; /* mean over tokens, nats */
+    char split[24];
+} diag_eval;
+
+typedef struct diag_event { /* one row of events; kinds: drop, checkpoint, data, fault, ... */
+    int64_t step;
+    char level[8], kind[24], message[512];
+} diag_event;
+
+typedef struct diag_finish { /* the last record: how the run ended */
+    int64_t last_step;
+    int exit_code;
+    char status[24]; /* finished, stopped, failed */
+} diag_finish;

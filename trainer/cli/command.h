@@ -1,0 +1,16 @@
+/* The commands of the program: one file each in this folder, listed once in main.c. */
+#pragma once
+
+#include "core/status.h"
+
+typedef struct command {
+    const char *name, *summary;
+    /* argv[0] is the command's name. The status is the exit code; main prints status_message(). */
+    status (*run)(int argc, char **argv);
+} command;
+
+status cmd_prepare(int argc, char **argv);
+status cmd_plan(int argc, char **argv);
+status cmd_train(int argc, char **argv);
+status cmd_query(int argc, char **argv);
+status cmd_version(int argc, char **argv);
