@@ -1,8 +1,9 @@
 /* Attention sublayers: three variants, forward and backward, over shared parts (DESIGN section 3).
  *
- * B batch, T context, N = B T tokens, d width, H heads, G kv heads, D_n / D_r the parts of a head's query and key without and
- * with rotary, D_qk = D_n + D_r, D_v value dim, R_kv latent dim, R_q query latent dim (0: none). H and G below are this rank's
- * share where the name ends in _local. x is the normed input of the sublayer. A gradient is d + name. */
+ * B batch, T context, N = B T tokens, d width, H heads, G kv heads, D_n / D_r the parts of a head's query and key
+ * without and with rotary, D_qk = D_n + D_r, D_v value dim, R_kv latent dim, R_q query latent dim (0: none). H and G
+ * below are this rank's share where the name ends in _local. x is the normed input of the sublayer. A gradient is d +
+ * name. */
 #pragma once
 
 #include "attention/core.h"
@@ -22,7 +23,8 @@ typedef struct attn_dims {
     int latent, q_latent;  /* R_kv, R_q; 0: none */
     int rotary;            /* dims that the rotary table covers: D_r, or D where whole heads are rotated */
     bool latent_norm, prerope_hidden;
-    float norm_eps, scale; /* scale = 1/sqrt(D_qk) */
+    float norm_eps, scale;        /* scale = 1/sqrt(D_qk) */
+    float init_std, residual_std; /* of the initial weights; the second for W_O: 0.02/sqrt(2L) */
 } attn_dims;
 
 /* What every layer shares on one rank. */
@@ -51,12 +53,14 @@ typedef struct attn_variant {
     int (*params)(const attn_dims *dims, param_spec *specs);
     /* Takes what forward saves from the arena. */
     void (*reserve)(const attn_dims *dims, dtype activation, arena *a, attn_saved *saved);
-    /* out [N, d] = this rank's share of the sublayer's output: summed over TP by the caller. x [N, d]. Temporaries come from
-     * scratch and are given back. */
-    void (*forward)(attn_env *env, int layer, const attn_weights *w, attn_saved *saved, tensor x, tensor out, arena *scratch);
-    /* dx [N, d] (overwritten) = this rank's share: summed over TP by the caller. Adds to w->gradient. dout [N, d] is complete. */
-    void (*backward)(attn_env *env, int layer, const attn_weights *w, const attn_saved *saved, tensor x, tensor dout, tensor dx,
-                     arena *scratch);
+    /* out [N, d] = this rank's share of the sublayer's output: summed over TP by the caller. x [N, d]. Temporaries come
+     * from scratch and are given back. */
+    void (*forward)(attn_env *env, int layer, const attn_weights *w, attn_saved *saved, tensor x, tensor out,
+                    arena *scratch);
+    /* dx [N, d] (overwritten) = this rank's share: summed over TP by the caller. Adds to w->gradient. dout [N, d] is
+     * complete. */
+    void (*backward)(attn_env *env, int layer, const attn_weights *w, const attn_saved *saved, tensor x, tensor dout,
+                     tensor dx, arena *scratch);
 } attn_variant;
 
 extern const attn_variant attn_mha, attn_mla_prerope, attn_mla_decoupled;

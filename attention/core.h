@@ -1,9 +1,9 @@
-/* The fused causal attention core: softmax(scale (q_n k_nt + q_r k_rt), causal) v, forward and backward, without ever storing
- * the T x T scores. One table a device: cpu/, cuda/.
+/* The fused causal attention core: softmax(scale (q_n k_nt + q_r k_rt), causal) v, forward and backward, without ever
+ * storing the T x T scores. One table a device: cpu/, cuda/.
  *
- * The rotary key k_r [B T, D_r] is one operand shared by all heads; it is never copied per head. With D_r = 0 it is absent.
- * Head h reads kv head floor(h G / H). Every head's block lies inside a token's row: q at h (D_n + D_r) = [q_n | q_r], k_n at
- * g k_head, v at g v_head, o at h D_v. */
+ * The rotary key k_r [B T, D_r] is one operand shared by all heads; it is never copied per head. With D_r = 0 it is
+ * absent. Head h reads kv head floor(h G / H). Every head's block lies inside a token's row: q at h (D_n + D_r) = [q_n
+ * | q_r], k_n at g k_head, v at g v_head, o at h D_v. */
 #pragma once
 
 #include "core/arena.h"
@@ -23,9 +23,9 @@ typedef struct attn_core_args {
 } attn_core_args;
 
 typedef struct attn_core_grads {
-    tensor dout;          /* [B T, H D_v] */
-    tensor dq, dk, dv;    /* overwritten, laid out as q, k, v */
-    tensor dk_rope;       /* overwritten: summed over the heads of this rank in a fixed order */
+    tensor dout;       /* [B T, H D_v] */
+    tensor dq, dk, dv; /* overwritten, laid out as q, k, v */
+    tensor dk_rope;    /* overwritten: summed over the heads of this rank in a fixed order */
 } attn_core_grads;
 
 typedef struct attn_core {

@@ -9,7 +9,8 @@ void *arena_push(arena *a, size_t bytes) {
     a->used_bytes += rounded;
     if (a->used_bytes > a->peak_bytes) a->peak_bytes = a->used_bytes;
     if (a->base && a->used_bytes > a->size_bytes) {
-        fprintf(stderr, "arena: %zu bytes wanted, %zu counted: set-up and use disagree\n", a->used_bytes, a->size_bytes);
+        fprintf(stderr, "arena: %zu bytes wanted, %zu counted: set-up and use disagree\n", a->used_bytes,
+                a->size_bytes);
         abort();
     }
     return data;

@@ -1,4 +1,5 @@
-/* Log lines on stderr and, once a run folder exists, in its log.txt. Thread-safe; a line is written with one write(2). */
+/* Log lines on stderr and, once a run folder exists, in its log.txt. Thread-safe; a line is written with one write(2).
+ */
 #pragma once
 
 #include "core/status.h"
@@ -17,6 +18,6 @@ void log_close(void);
 __attribute__((format(printf, 2, 3))) void log_line(log_level level, const char *format, ...);
 
 #define log_debug(...) log_line(LOG_DEBUG, __VA_ARGS__)
-#define log_info(...) log_line(LOG_INFO, __VA_ARGS__)
-#define log_warn(...) log_line(LOG_WARN, __VA_ARGS__)
+#define log_info(...)  log_line(LOG_INFO, __VA_ARGS__)
+#define log_warn(...)  log_line(LOG_WARN, __VA_ARGS__)
 #define log_error(...) log_line(LOG_ERROR, __VA_ARGS__)

@@ -19,7 +19,9 @@ void rng_philox(uint32_t out[4], const uint32_t counter[4], const uint32_t key[2
     out[0] = c0, out[1] = c1, out[2] = c2, out[3] = c3;
 }
 
-uint64_t rng_stream(const char *name) { return XXH64(name, strlen(name), 0); }
+uint64_t rng_stream(const char *name) {
+    return XXH64(name, strlen(name), 0);
+}
 
 static void block(uint32_t out[4], uint64_t seed, uint64_t stream, uint64_t index) {
     const uint32_t counter[4] = {(uint32_t)index, (uint32_t)(index >> 32), (uint32_t)stream, (uint32_t)(stream >> 32)};

@@ -13,5 +13,6 @@ uint64_t rng_stream(const char *name);
 /* Uniform 64-bit integer at index of (seed, stream). */
 uint64_t rng_u64(uint64_t seed, uint64_t stream, uint64_t index);
 
-/* Standard normals (Box-Muller in double) for indices [first, first + count) of (seed, stream), times scale, into out. */
+/* Standard normals (Box-Muller in double) for indices [first, first + count) of (seed, stream), times scale, into out.
+ */
 void rng_normal(float *out, uint64_t seed, uint64_t stream, uint64_t first, int64_t count, double scale);

@@ -15,16 +15,21 @@ status status_fail(status code, const char *format, ...) {
     return code;
 }
 
-const char *status_message(void) { return message; }
+const char *status_message(void) {
+    return message;
+}
 
 const char *status_text(status code) {
     switch (code) {
 #define X(name, number, text)                                                                                          \
-    case STATUS_##name: return text;
+    case STATUS_##name:                                                                                                \
+        return text;
         STATUS_LIST(X)
 #undef X
     }
     return "unknown status";
 }
 
-void status_clear(void) { message[0] = '\0'; }
+void status_clear(void) {
+    message[0] = '\0';
+}

@@ -8,7 +8,9 @@
 
 typedef enum dtype { DTYPE_F32, DTYPE_BF16, DTYPE_F64 } dtype;
 
-static inline size_t dtype_bytes(dtype type) { return type == DTYPE_BF16 ? 2 : type == DTYPE_F64 ? 8 : 4; }
+static inline size_t dtype_bytes(dtype type) {
+    return type == DTYPE_BF16 ? 2 : type == DTYPE_F64 ? 8 : 4;
+}
 
 typedef struct tensor {
     void *data; /* on the device of the operations table that uses it */

@@ -1,8 +1,8 @@
 /* The operations that attention/ and trainer/ are written against: one table a device, filled in cpu/ and cuda/.
  *
- * All data pointers are device memory. Calls are queued in order; nothing is complete before sync (the CPU table computes
- * at once). A call does not return a status: the first failure is kept in the table and read by ops_status(), once a step.
- * Outputs overwrite unless the comment says "adds". No call allocates.
+ * All data pointers are device memory. Calls are queued in order; nothing is complete before sync (the CPU table
+ * computes at once). A call does not return a status: the first failure is kept in the table and read by ops_status(),
+ * once a step. Outputs overwrite unless the comment says "adds". No call allocates.
  *
  * N rows (tokens), d width, F feed-forward width, V vocabulary rows on this rank, T context length. */
 #pragma once
@@ -18,11 +18,12 @@ typedef struct ops ops;
 typedef struct adamw_args {
     float lr, beta1, beta2, eps, weight_decay;
     int64_t step;
-    float clip;             /* gradients are scaled by min(1, clip / norm); 0: never */
-    const double *norm_sq;  /* device scalar: squared norm of the whole gradient; not finite: nothing is updated */
+    float clip;            /* gradients are scaled by min(1, clip / norm); 0: never */
+    const double *norm_sq; /* device scalar: squared norm of the whole gradient; not finite: nothing is updated */
 } adamw_args;
 
-/* Where the rotary part lies in each row: heads blocks of `stride` columns, `dim` of them rotated from column `first` on. */
+/* Where the rotary part lies in each row: heads blocks of `stride` columns, `dim` of them rotated from column `first`
+ * on. */
 typedef struct rope_args {
     int heads;
     int64_t stride, first;
@@ -34,9 +35,9 @@ typedef struct rope_args {
 
 struct ops {
     const char *name;
-    dtype activation;   /* type of activations and of the weights' compute copy */
-    status first_error; /* STATUS_OK, or the first failure's code; its message is in status_message() */
-    double gemm_seconds;      /* time inside matrix products so far, on the calling thread */
+    dtype activation;    /* type of activations and of the weights' compute copy */
+    status first_error;  /* STATUS_OK, or the first failure's code; its message is in status_message() */
+    double gemm_seconds; /* time inside matrix products so far, on the calling thread */
 
     /* memory */
     void *(*alloc)(ops *o, size_t bytes); /* zeroed; NULL when there is none */
@@ -67,9 +68,10 @@ struct ops {
     /* dtable (adds, fp32). */
     void (*embedding_backward)(ops *o, tensor dtable, tensor dx, const int32_t *tokens, int64_t first);
 
-    /* Cross-entropy over logits [n, V] whose columns are the vocabulary rows first .. first + valid (the rest is padding).
-     * row_max[n]; then sums[n] = sum exp(logit - row_max), picked[n] = the target's logit where it is here, else 0;
-     * then logits become their gradient scale * (softmax - onehot), padding 0. Between them the caller reduces over TP. */
+    /* Cross-entropy over logits [n, V] whose columns are the vocabulary rows first .. first + valid (the rest is
+     * padding). row_max[n]; then sums[n] = sum exp(logit - row_max), picked[n] = the target's logit where it is here,
+     * else 0; then logits become their gradient scale * (softmax - onehot), padding 0. Between them the caller reduces
+     * over TP. */
     void (*ce_max)(ops *o, float *row_max, tensor logits, int64_t valid);
     void (*ce_sums)(ops *o, float *sums, float *picked, tensor logits, int64_t valid, const float *row_max,
                     const int32_t *targets, int64_t first);
@@ -78,8 +80,10 @@ struct ops {
     void (*ce_backward)(ops *o, tensor logits, int64_t valid, const float *row_max, const float *sums,
                         const int32_t *targets, int64_t first, float scale);
 
-    /* y += x. */
-    void (*add)(ops *o, tensor y, tensor x);
+    /* y = a + b; y may be a or b. */
+    void (*add)(ops *o, tensor y, tensor a, tensor b);
+    /* y = x. */
+    void (*copy)(ops *o, tensor y, tensor x);
 
     /* out (adds, device scalar) += sum x^2, in an order that depends on count alone. */
     void (*sum_squares)(ops *o, double *out, const float *x, int64_t count);
@@ -87,10 +91,13 @@ struct ops {
     void (*adamw)(ops *o, float *weight, float *m, float *v, const float *gradient, int64_t count, adamw_args args);
 };
 
-/* The CPU table (OpenBLAS, OpenMP); threads > 0 are used for every operation. Sets the process's BLAS and OpenMP threads. */
+/* The CPU table (OpenBLAS, OpenMP); threads > 0 are used for every operation. Sets the process's BLAS and OpenMP
+ * threads. */
 status ops_cpu(ops *out, int threads);
 
-static inline status ops_status(const ops *o) { return o->first_error; }
+static inline status ops_status(const ops *o) {
+    return o->first_error;
+}
 
 /* y = x Wt (+ y when accumulate): x [N, in], w [out, in], y [N, out]. */
 static inline void ops_linear(ops *o, tensor y, tensor x, tensor w, bool accumulate) {
@@ -103,4 +110,6 @@ static inline void ops_linear_dx(ops *o, tensor dx, tensor dy, tensor w, bool ac
 }
 
 /* dW += dyt x, fp32. */
-static inline void ops_linear_dw(ops *o, tensor dw, tensor dy, tensor x) { o->matmul(o, dw, dy, true, x, false, 1.0f); }
+static inline void ops_linear_dw(ops *o, tensor dw, tensor dy, tensor x) {
+    o->matmul(o, dw, dy, true, x, false, 1.0f);
+}
