@@ -1,10 +1,11 @@
-/* The channel from the compute ranks to a diagnostics rank: whole messages, in order for each sender, sent by a thread of
- * its own so that progress does not depend on the training loop. Also between threads of one process (diagnostics.ranks: 0).
+/* The channel from the compute ranks to a diagnostics rank: whole messages, in order for each sender, sent by a thread
+ * of its own so that progress does not depend on the training loop. Also between threads of one process
+ * (diagnostics.ranks: 0).
  *
- * Two ways to send. Records (losses, events) are copied, queued and never dropped. Snapshots are large: the sender owns two
- * buffers of a fixed size, and the receiver grants credits for whole snapshots, so that a slow receiver costs no memory.
- * Over MPI a message is announced by a header and followed by chunks, each sent by MPI_Isend, MPI_Test and sleep: a blocking
- * send spins and takes a core from the training loop. */
+ * Two ways to send. Records (losses, events) are copied, queued and never dropped. Snapshots are large: the sender owns
+ * two buffers of a fixed size, and the receiver grants credits for whole snapshots, so that a slow receiver costs no
+ * memory. Over MPI a message is announced by a header and followed by chunks, each sent by MPI_Isend, MPI_Test and
+ * sleep: a blocking send spins and takes a core from the training loop. */
 #pragma once
 
 #include "comm/roles.h"
@@ -16,19 +17,22 @@
 typedef struct channel_sender channel_sender;
 typedef struct channel_receiver channel_receiver;
 
-enum { CHANNEL_END = -1, CHANNEL_SNAPSHOT = -2 }; /* message kinds below 0 are the channel's own; others are the caller's */
+enum {
+    CHANNEL_END = -1,
+    CHANNEL_SNAPSHOT = -2
+}; /* message kinds below 0 are the channel's own; others are the caller's */
 enum { CHANNEL_SNAPSHOT_BUFFERS = 2 };
 
 typedef struct channel_message {
     int kind;
-    int sender;   /* compute rank */
+    int sender; /* compute rank */
     int64_t step;
     size_t bytes;
     void *data;
 } channel_message;
 
-/* Over MPI: every compute rank opens a sender, every diagnostics rank a receiver. snapshot_bytes: size of each of the two
- * buffers, the largest snapshot message that this rank will send. */
+/* Over MPI: every compute rank opens a sender, every diagnostics rank a receiver. snapshot_bytes: size of each of the
+ * two buffers, the largest snapshot message that this rank will send. */
 status channel_sender_open(channel_sender **out, const comm_roles *roles, size_t snapshot_bytes);
 status channel_receiver_open(channel_receiver **out, const comm_roles *roles);
 
@@ -41,7 +45,8 @@ status channel_post(channel_sender *s, int kind, int64_t step, const void *data,
 /* Compute rank 0: true when the receiver has granted a credit for one more snapshot; takes it. */
 bool channel_take_credit(channel_sender *s);
 
-/* A free snapshot buffer; waits for the older snapshot to leave when both are in flight. NULL when the thread has failed. */
+/* A free snapshot buffer; waits for the older snapshot to leave when both are in flight. NULL when the thread has
+ * failed. */
 void *channel_snapshot_buffer(channel_sender *s);
 
 /* Sends the buffer got last, of which the first `bytes` are used. */
@@ -54,8 +59,8 @@ status channel_sender_status(channel_sender *s);
 status channel_sender_close(channel_sender *s);
 
 /* The next whole message; waits. CHANNEL_END comes once, when every sender has said it. message->data belongs to the
- * caller until channel_release(). Received by a thread of the receiver's own, so that senders are served while the caller
- * computes. */
+ * caller until channel_release(). Received by a thread of the receiver's own, so that senders are served while the
+ * caller computes. */
 status channel_receive(channel_receiver *r, channel_message *message);
 void channel_release(channel_receiver *r, channel_message *message);
 

@@ -42,7 +42,9 @@ status comm_over_mpi(comm_group *out, MPI_Comm c);
 /* Frees what the group holds; it may be closed twice. */
 void comm_close(comm_group *g);
 
-static inline status comm_status(const comm_group *g) { return g->first_error; }
+static inline status comm_status(const comm_group *g) {
+    return g->first_error;
+}
 
 /* In place over count elements. place and layer say where, for messages. */
 void comm_all_reduce(comm_group *g, void *data, int64_t count, dtype type, comm_op op, const char *place, int layer);

@@ -1,7 +1,7 @@
 /* Who does what in a job (DESIGN section 4): P x Q compute ranks and the diagnostics ranks, from one world.
  *
- * Diagnostics ranks are the highest local ranks of the hosts with the most ranks; compute ranks are numbered host by host
- * after that. Tensor-parallel groups are P contiguous compute ranks, data-parallel groups stride across them. */
+ * Diagnostics ranks are the highest local ranks of the hosts with the most ranks; compute ranks are numbered host by
+ * host after that. Tensor-parallel groups are P contiguous compute ranks, data-parallel groups stride across them. */
 #pragma once
 
 #include "comm/comm.h"
@@ -10,7 +10,7 @@
 
 typedef struct comm_roles {
     int world_rank, world_size;
-    bool diagnostics;        /* this rank's role */
+    bool diagnostics; /* this rank's role */
     int diagnostics_ranks;
     int tp, dp;              /* P and Q */
     int compute_rank;        /* 0 .. P Q - 1, or -1 on a diagnostics rank */
@@ -19,9 +19,9 @@ typedef struct comm_roles {
     int local_compute_ranks; /* compute ranks on this host: how its cores are shared; at least 1 */
     bool oversubscribed;     /* more ranks on this host than cores */
     char host[64];
-    MPI_Comm world;          /* copy of MPI_COMM_WORLD, for comm_agree and shutdown */
-    MPI_Comm compute;        /* all compute ranks in their order; MPI_COMM_NULL on a diagnostics rank */
-    MPI_Comm channel;        /* whole world, used by the snapshot channel alone */
+    MPI_Comm world;               /* copy of MPI_COMM_WORLD, for comm_agree and shutdown */
+    MPI_Comm compute;             /* all compute ranks in their order; MPI_COMM_NULL on a diagnostics rank */
+    MPI_Comm channel;             /* whole world, used by the snapshot channel alone */
     int *diagnostics_world_ranks; /* [diagnostics_ranks] */
     int *compute_world_ranks;     /* [P Q], by compute rank */
 } comm_roles;
@@ -29,6 +29,10 @@ typedef struct comm_roles {
 /* Splits the world. dp = 0: as many as fit. CONFIG, with the launch line that would be right, when the world is not
  * P Q + diagnostics ranks. Collective; the verdict is the same on every rank. Call after MPI_Init_thread. */
 status comm_roles_split(comm_roles *out, int tp, int dp, int diagnostics_ranks);
+
+/* The tensor-parallel and data-parallel group of this compute rank, each closed by the caller. Collective over
+ * r->compute; on a diagnostics rank there is none to make: do not call it. */
+status comm_roles_groups(const comm_roles *r, comm_group *tp, comm_group *dp);
 
 void comm_roles_free(comm_roles *r);
 

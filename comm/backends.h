@@ -1,0 +1,12 @@
+/* Private to comm/: the backends that comm.c chooses from, and how failures are reported. */
+#pragma once
+
+#include "comm/comm.h"
+
+extern const comm_backend comm_backend_self, comm_backend_mpi;
+
+/* Keeps the group's first error: what failed in the collective that began last, with this rank's number in the job. */
+void comm_group_fail(comm_group *g, const char *operation, const char *reason);
+
+/* INTERNAL, with the library's text, when an MPI call did not return MPI_SUCCESS. */
+status comm_check(int code, const char *what);

@@ -1,0 +1,25 @@
+/* The backend of a group of one: a value is its own sum, and nothing travels. */
+#include "comm/backends.h"
+
+static void all_reduce(comm_group *g, void *data, int64_t count, dtype type, comm_op op) {}
+
+static void broadcast_start(comm_group *g, void *data, int64_t count, dtype type, int root) {}
+
+static void nothing(comm_group *g) {}
+
+const comm_backend comm_backend_self = {.name = "self",
+                                        .all_reduce = all_reduce,
+                                        .broadcast_start = broadcast_start,
+                                        .broadcast_finish = nothing,
+                                        .close = nothing};
+
+void comm_self(comm_group *out) {
+    *out = (comm_group){.backend = &comm_backend_self,
+                        .rank = 0,
+                        .size = 1,
+                        .mpi = MPI_COMM_NULL,
+                        .pending = MPI_REQUEST_NULL,
+                        .first_error = STATUS_OK,
+                        .place = "start",
+                        .layer = -1};
+}
