@@ -1,6 +1,6 @@
-/* Shards as a set of samples, and the sampler. A sample (window) is context + 1 consecutive tokens: inputs are its first
- * `context` tokens, targets its last. Windows are disjoint in their inputs and never cross from one shard into the next:
- * shard s holds floor((tokens - 1) / context) of them. */
+/* Shards as a set of samples, and the sampler. A sample (window) is context + 1 consecutive tokens: inputs are its
+ * first `context` tokens, targets its last. Windows are disjoint in their inputs and never cross from one shard into
+ * the next: shard s holds floor((tokens - 1) / context) of them. */
 #pragma once
 
 #include "core/status.h"
@@ -16,8 +16,9 @@ typedef struct dataset {
     int64_t vocab;
 } dataset;
 
-/* Opens the shards that the patterns (paths or globs, matched in sorted order) name. NO_INPUT when a pattern matches nothing;
- * DATA when there is not one whole window or (checked over all tokens) an id >= vocab, with file and position. */
+/* Opens the shards that the patterns (paths or globs, matched in sorted order) name. NO_INPUT when a pattern matches
+ * nothing; DATA when there is not one whole window or (checked over all tokens) an id >= vocab, with file and position.
+ */
 status dataset_open(dataset *out, const char *const *patterns, int pattern_count, int64_t context, int64_t vocab);
 void dataset_close(dataset *d);
 
@@ -31,8 +32,8 @@ typedef struct sampler {
     bool repeat; /* false: end of data after one epoch of whole global batches */
 } sampler;
 
-/* The window of sample 0 <= sample < global_batch of step >= 1: position (step - 1) global_batch + sample in a sequence of
- * epochs, each a permutation of all windows seeded by (seed, epoch). A pure function. */
+/* The window of sample 0 <= sample < global_batch of step >= 1: position (step - 1) global_batch + sample in a sequence
+ * of epochs, each a permutation of all windows seeded by (seed, epoch). A pure function. */
 int64_t sampler_window(const sampler *s, int64_t step, int64_t sample);
 
 /* The last step that has data: INT64_MAX with repetition. */
