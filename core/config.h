@@ -1,7 +1,7 @@
 /* The configuration of a run: the keys of config_keys.h, read from YAML and --set (DESIGN section 8).
  *
- * A value's type comes from the schema, not from YAML's guess. Every error is STATUS_CONFIG with one message naming file,
- * line, key and, for an unknown key, the nearest valid one. */
+ * A value's type comes from the schema, not from YAML's guess. Every error is STATUS_CONFIG with one message naming
+ * file, line, key and, for an unknown key, the nearest valid one. */
 #pragma once
 
 #include "core/config_keys.h"
@@ -27,13 +27,13 @@ typedef struct config_list { /* a list of strings */
     char **items;
 } config_list;
 
-/* One struct a section: config.run.name, config.train.lr, ... Types: S char *, I int64_t, F double, B bool, L config_list,
- * E the enum named in the key's line. Strings and lists belong to the config. */
-#define CONFIG_TYPE_S char *
-#define CONFIG_TYPE_I int64_t
-#define CONFIG_TYPE_F double
-#define CONFIG_TYPE_B bool
-#define CONFIG_TYPE_L config_list
+/* One struct a section: config.run.name, config.train.lr, ... Types: S char *, I int64_t, F double, B bool, L
+ * config_list, E the enum named in the key's line. Strings and lists belong to the config. */
+#define CONFIG_TYPE_S               char *
+#define CONFIG_TYPE_I               int64_t
+#define CONFIG_TYPE_F               double
+#define CONFIG_TYPE_B               bool
+#define CONFIG_TYPE_L               config_list
 #define CONFIG_FIELD_S(name, extra) char *name;
 #define CONFIG_FIELD_I(name, extra) int64_t name;
 #define CONFIG_FIELD_F(name, extra) double name;
@@ -43,25 +43,43 @@ typedef struct config_list { /* a list of strings */
 
 typedef struct config {
 #define KEY(name, type, extra, value, least, most, help) CONFIG_FIELD_##type(name, extra)
-    struct { CONFIG_RUN(KEY) } run;
-    struct { CONFIG_MODEL(KEY) } model;
-    struct { CONFIG_ATTENTION(KEY) } attention;
-    struct { CONFIG_DATA(KEY) } data;
-    struct { CONFIG_TRAIN(KEY) } train;
-    struct { CONFIG_PARALLEL(KEY) } parallel;
-    struct { CONFIG_DIAGNOSTICS(KEY) } diagnostics;
-    struct { CONFIG_CHECKPOINT(KEY) } checkpoint;
+    struct {
+        CONFIG_RUN(KEY)
+    } run;
+    struct {
+        CONFIG_MODEL(KEY)
+    } model;
+    struct {
+        CONFIG_ATTENTION(KEY)
+    } attention;
+    struct {
+        CONFIG_DATA(KEY)
+    } data;
+    struct {
+        CONFIG_TRAIN(KEY)
+    } train;
+    struct {
+        CONFIG_PARALLEL(KEY)
+    } parallel;
+    struct {
+        CONFIG_DIAGNOSTICS(KEY)
+    } diagnostics;
+    struct {
+        CONFIG_CHECKPOINT(KEY)
+    } checkpoint;
 #undef KEY
 } config;
 
-/* Reads the file (NULL: defaults alone), applies the "section.key=value" settings in order, fills what `model.size` and the
- * variant imply (explicit keys win), and checks every rule that one rank can check. The result is resolved: no 0 = "derive"
- * is left except parallel.data and run.threads. NO_INPUT when the file is missing. */
+/* Reads the file (NULL: defaults alone), applies the "section.key=value" settings (they win over the file; a key set twice in
+ * either is an error), fills what `model.size` and the variant imply (explicit keys win), and checks every rule that one
+ * rank can check. Left at 0 for others to derive: parallel.data, run.threads, train.micro_batch, and model.vocab where no size
+ * gives it. NO_INPUT when the file is missing. After a failure there is nothing to free. */
 status config_load(config *out, const char *path, const char *const *settings, int setting_count);
 
 void config_free(config *c);
 
-/* The resolved configuration as YAML text that config_load reads back to the same values. malloc'ed; NULL: out of memory. */
+/* The resolved configuration as YAML text that config_load reads back to the same values. malloc'ed; NULL: out of
+ * memory. */
 char *config_to_yaml(const config *c);
 
 /* Calls visit("section.key", "value") for each key in the order of config_keys.h (the params table). */
