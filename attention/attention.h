@@ -13,7 +13,7 @@
 #include "core/ops/ops.h"
 #include "core/param.h"
 
-enum { ATTN_MAX_PARAMS = 8, ATTN_MAX_SAVED = 12 };
+enum { ATTN_MAX_PARAMS = 10, ATTN_MAX_SAVED = 12 };
 
 typedef struct attn_dims {
     int64_t batch, context;

@@ -31,6 +31,7 @@ struct comm_group {
     uint64_t sequence; /* collectives begun so far: what a watchdog looks at */
     const char *place; /* the operation that began last, and its layer (-1: none): what it names */
     int layer;
+    struct comm_counter *counter; /* of the counting backend (comm/count.h) */
 };
 
 /* A group of one. */

@@ -57,6 +57,7 @@ static void cpu_matmul(ops *o, tensor y, tensor a, bool transpose_a, tensor b, b
                 (blasint)y.rows, (blasint)y.cols, (blasint)inner, 1.0f, tensor_f32(a), (blasint)a.ld, tensor_f32(b),
                 (blasint)b.ld, beta, tensor_f32(y), (blasint)y.ld);
     o->gemm_seconds += now_s() - start;
+    o->flops += 2.0 * (double)y.rows * (double)y.cols * (double)inner;
 }
 
 /* ---------------------------------------------------------------- RMSNorm */

@@ -1,0 +1,86 @@
+/* Multi-head and grouped-query attention: q, k, v = x W_Qt, x W_Kt, x W_Vt; RoPE on q and k; softmax(q kt / sqrt(D)) v;
+ * W_O.
+ *
+ * N tokens, d width; on this rank: H query heads, G kv heads; D head dim, D_v value dim. */
+#include "attention/parts.h"
+
+enum { W_Q, W_K, W_V, W_O, PARAMS };
+enum { QKV, O, SLOTS }; /* saved: [N, H D + G D + G D_v] after RoPE; [N, H D_v] */
+enum { LSE, VECTORS };  /* saved: [B, H, T] */
+
+static int params(const attn_dims *d, param_spec *specs) {
+    int64_t dim = d->nope;
+    specs[W_Q] = attn_spec_rows(d, "attention.W_Q", d->heads * dim, d->width, false);
+    specs[W_K] = attn_spec_rows(d, "attention.W_K", d->kv_heads * dim, d->width, true);
+    specs[W_V] = attn_spec_rows(d, "attention.W_V", (int64_t)d->kv_heads * d->value, d->width, true);
+    specs[W_O] = attn_spec_out(d);
+    return PARAMS;
+}
+
+static int64_t q_cols(const attn_dims *d) {
+    return (int64_t)d->heads_local * d->nope;
+}
+static int64_t k_cols(const attn_dims *d) {
+    return (int64_t)d->kv_heads_local * d->nope;
+}
+static int64_t v_cols(const attn_dims *d) {
+    return (int64_t)d->kv_heads_local * d->value;
+}
+
+static void reserve(const attn_dims *d, dtype type, arena *a, attn_saved *saved) {
+    int64_t tokens = d->batch * d->context;
+    saved->slot[QKV] = arena_tensor(a, type, tokens, q_cols(d) + k_cols(d) + v_cols(d));
+    saved->slot[O] = arena_tensor(a, type, tokens, (int64_t)d->heads_local * d->value);
+    saved->vector[LSE] = arena_push(a, (size_t)(tokens * d->heads_local) * sizeof(float));
+}
+
+static attn_core_args core_args(const attn_env *env, const attn_saved *saved) {
+    const attn_dims *d = &env->dims;
+    attn_core_args args = attn_core_for(env);
+    tensor qkv = saved->slot[QKV];
+    args.q = tensor_cols(qkv, 0, q_cols(d));
+    args.k = tensor_cols(qkv, q_cols(d), k_cols(d));
+    args.v = tensor_cols(qkv, q_cols(d) + k_cols(d), v_cols(d));
+    args.k_head = d->nope;
+    args.v_head = d->value;
+    args.o = saved->slot[O];
+    args.lse = saved->vector[LSE];
+    return args;
+}
+
+static void forward(attn_env *env, int layer, const attn_weights *w, attn_saved *saved, tensor x, tensor out,
+                    arena *scratch) {
+    const attn_dims *d = &env->dims;
+    tensor qkv = saved->slot[QKV];
+    ops_linear(env->ops, qkv, x, attn_joined(w->weight, W_Q, 3), false);
+    attn_rotate(env, qkv, 0, d->heads_local + d->kv_heads_local, false);
+    attn_core_args args = core_args(env, saved);
+    env->core->forward(env->ops, &args, scratch);
+    ops_linear(env->ops, out, saved->slot[O], w->weight[W_O], false);
+}
+
+static void backward(attn_env *env, int layer, const attn_weights *w, const attn_saved *saved, tensor x, tensor dout,
+                     tensor dx, arena *scratch) {
+    const attn_dims *d = &env->dims;
+    size_t mark = arena_mark(scratch);
+    tensor o = saved->slot[O], qkv = saved->slot[QKV];
+    tensor grad_o = arena_tensor(scratch, o.type, o.rows, o.cols);
+    tensor dqkv = arena_tensor(scratch, qkv.type, qkv.rows, qkv.cols);
+    ops_linear_dx(env->ops, grad_o, dout, w->weight[W_O], false);
+    ops_linear_dw(env->ops, w->gradient[W_O], dout, o);
+
+    attn_core_args args = core_args(env, saved);
+    attn_core_grads grads = {.dout = grad_o,
+                             .dq = tensor_cols(dqkv, 0, q_cols(d)),
+                             .dk = tensor_cols(dqkv, q_cols(d), k_cols(d)),
+                             .dv = tensor_cols(dqkv, q_cols(d) + k_cols(d), v_cols(d))};
+    env->core->backward(env->ops, &args, &grads, scratch);
+    attn_rotate(env, dqkv, 0, d->heads_local + d->kv_heads_local, true);
+
+    ops_linear_dw(env->ops, attn_joined(w->gradient, W_Q, 3), dqkv, x);
+    ops_linear_dx(env->ops, dx, dqkv, attn_joined(w->weight, W_Q, 3), false);
+    arena_release(scratch, mark);
+}
+
+const attn_variant attn_mha = {
+    .name = "mha", .params = params, .reserve = reserve, .forward = forward, .backward = backward};

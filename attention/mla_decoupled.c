@@ -1,0 +1,174 @@
+/* MLA with decoupled rotary, as in DeepSeek-V2/V3: content and position kept apart, one rotary key for all heads.
+ * c = x W_DKVt, ch = RMSNorm(c), [k_n | v] = ch W_UKVt per head, k_r = RoPE(x W_KRt); q = x W_Qt, or RMSNorm(x W_DQt)
+ * W_UQt, in heads of [q_n | q_r], RoPE on q_r; scores (q_n k_n + q_r k_r) / sqrt(D_n + D_r).
+ *
+ * Tensor parallel: rank `layer mod P` computes k_r for all tokens and broadcasts it, hidden under the projections of q
+ * and c. The latents are computed on every rank. Backward, everything after them is partial (this rank's heads),
+ * RMSNorm's backward and the projections are linear, so partial gradients flow straight to dx, which the caller sums
+ * once; the gradients of the shared weights stay partial until the step's end.
+ *
+ * N tokens, d width; on this rank: H heads; R latent dim, R_q query latent dim. */
+#include "attention/parts.h"
+
+/* The norms are last so that a config without them, or without a query latent, has no gaps. */
+enum { W_Q, W_DKV, W_KR, W_UKV, W_O, BASE_PARAMS };
+enum { Q, C, C_NORMED, KV, K_ROPE, O, Q_C, Q_C_NORMED, SLOTS }; /* [N, ...] */
+enum { LSE, RSTD, Q_RSTD, VECTORS };                            /* [B, H, T], [N], [N] */
+
+/* Where the optional parameters are: behind the others, in this order. */
+static int w_dq(const attn_dims *d) {
+    return BASE_PARAMS;
+}
+static int g_kv(const attn_dims *d) {
+    return BASE_PARAMS + (d->q_latent > 0);
+}
+static int g_q(const attn_dims *d) {
+    return g_kv(d) + 1;
+}
+
+static int params(const attn_dims *d, param_spec *specs) {
+    int64_t q_rows = (int64_t)d->heads * (d->nope + d->rope), q_in = d->q_latent ? d->q_latent : d->width;
+    specs[W_Q] = attn_spec_rows(d, d->q_latent ? "attention.W_UQ" : "attention.W_Q", q_rows, q_in, false);
+    specs[W_DKV] = attn_spec_partial(d, "attention.W_DKV", d->latent, d->width);
+    specs[W_KR] = attn_spec_partial(d, "attention.W_KR", d->rope, d->width);
+    specs[W_UKV] = attn_spec_rows(d, "attention.W_UKV", (int64_t)d->heads * (d->nope + d->value), d->latent, false);
+    specs[W_O] = attn_spec_out(d);
+    int count = BASE_PARAMS;
+    if (d->q_latent) specs[count++] = attn_spec_partial(d, "attention.W_DQ", d->q_latent, d->width);
+    if (d->latent_norm) {
+        specs[count++] = attn_spec_gain("attention.latent_norm", d->latent, true);
+        if (d->q_latent) specs[count++] = attn_spec_gain("attention.q_latent_norm", d->q_latent, true);
+    }
+    return count;
+}
+
+static void reserve(const attn_dims *d, dtype type, arena *a, attn_saved *saved) {
+    int64_t tokens = d->batch * d->context;
+    const int64_t cols[SLOTS] = {
+        [Q] = (int64_t)d->heads_local * (d->nope + d->rope),
+        [C] = d->latent,
+        [C_NORMED] = d->latent,
+        [KV] = (int64_t)d->heads_local * (d->nope + d->value),
+        [K_ROPE] = d->rope,
+        [O] = (int64_t)d->heads_local * d->value,
+        [Q_C] = d->q_latent,
+        [Q_C_NORMED] = d->q_latent,
+    };
+    for (int i = 0; i < SLOTS; i++) saved->slot[i] = arena_tensor(a, type, tokens, cols[i]);
+    saved->vector[LSE] = arena_push(a, (size_t)(tokens * d->heads_local) * sizeof(float));
+    saved->vector[RSTD] = arena_push(a, (size_t)tokens * sizeof(float));
+    saved->vector[Q_RSTD] = arena_push(a, (size_t)tokens * sizeof(float));
+}
+
+static attn_core_args core_args(const attn_env *env, const attn_saved *saved) {
+    const attn_dims *d = &env->dims;
+    attn_core_args args = attn_core_for(env);
+    tensor kv = saved->slot[KV];
+    args.q = saved->slot[Q];
+    args.k = kv;
+    args.v = tensor_cols(kv, d->nope, kv.cols - d->nope);
+    args.k_head = args.v_head = d->nope + d->value;
+    args.k_rope = saved->slot[K_ROPE];
+    args.o = saved->slot[O];
+    args.lse = saved->vector[LSE];
+    return args;
+}
+
+/* q [N, H (D_n + D_r)], rotated. */
+static void project_q(attn_env *env, const attn_weights *w, attn_saved *saved, tensor x) {
+    const attn_dims *d = &env->dims;
+    if (d->q_latent) {
+        ops_linear(env->ops, saved->slot[Q_C], x, w->weight[w_dq(d)], false);
+        attn_latent_forward(env, saved->slot[Q_C_NORMED], saved->vector[Q_RSTD], saved->slot[Q_C], w->weight[g_q(d)]);
+        x = saved->slot[Q_C_NORMED];
+    }
+    ops_linear(env->ops, saved->slot[Q], x, w->weight[W_Q], false);
+    attn_rotate_tail(env, saved->slot[Q], d->heads_local, false);
+}
+
+static void forward(attn_env *env, int layer, const attn_weights *w, attn_saved *saved, tensor x, tensor out,
+                    arena *scratch) {
+    const attn_dims *d = &env->dims;
+    tensor k_rope = saved->slot[K_ROPE];
+    int owner = layer % env->tp->size;
+    if (env->tp->rank == owner) {
+        ops_linear(env->ops, k_rope, x, w->weight[W_KR], false);
+        attn_rotate_tail(env, k_rope, 1, false);
+    }
+    comm_broadcast_start(env->tp, k_rope.data, k_rope.rows * k_rope.cols, k_rope.type, owner, "rotary key", layer);
+    project_q(env, w, saved, x);
+    ops_linear(env->ops, saved->slot[C], x, w->weight[W_DKV], false);
+    attn_latent_forward(env, saved->slot[C_NORMED], saved->vector[RSTD], saved->slot[C], w->weight[g_kv(d)]);
+    ops_linear(env->ops, saved->slot[KV], saved->slot[C_NORMED], w->weight[W_UKV], false);
+    comm_broadcast_finish(env->tp);
+
+    attn_core_args args = core_args(env, saved);
+    env->core->forward(env->ops, &args, scratch);
+    ops_linear(env->ops, out, saved->slot[O], w->weight[W_O], false);
+}
+
+/* dx = the share of the queries. */
+static void backward_q(attn_env *env, const attn_weights *w, const attn_saved *saved, tensor x, tensor dq, tensor dx,
+                       arena *scratch) {
+    const attn_dims *d = &env->dims;
+    if (!d->q_latent) {
+        ops_linear_dw(env->ops, w->gradient[W_Q], dq, x);
+        ops_linear_dx(env->ops, dx, dq, w->weight[W_Q], false);
+        return;
+    }
+    size_t mark = arena_mark(scratch);
+    tensor latent = saved->slot[Q_C];
+    tensor dnormed = arena_tensor(scratch, latent.type, latent.rows, latent.cols);
+    tensor dlatent = arena_tensor(scratch, latent.type, latent.rows, latent.cols);
+    ops_linear_dw(env->ops, w->gradient[W_Q], dq, saved->slot[Q_C_NORMED]);
+    ops_linear_dx(env->ops, dnormed, dq, w->weight[W_Q], false);
+    attn_latent_backward(env, dlatent, dnormed, latent, saved->vector[Q_RSTD], w->weight[g_q(d)], w->gradient[g_q(d)]);
+    ops_linear_dw(env->ops, w->gradient[w_dq(d)], dlatent, x);
+    ops_linear_dx(env->ops, dx, dlatent, w->weight[w_dq(d)], false);
+    arena_release(scratch, mark);
+}
+
+/* Adds the share of the latent that keys and values come from. */
+static void backward_kv(attn_env *env, const attn_weights *w, const attn_saved *saved, tensor x, tensor dkv, tensor dx,
+                        arena *scratch) {
+    const attn_dims *d = &env->dims;
+    size_t mark = arena_mark(scratch);
+    tensor latent = saved->slot[C];
+    tensor dnormed = arena_tensor(scratch, latent.type, latent.rows, latent.cols);
+    tensor dlatent = arena_tensor(scratch, latent.type, latent.rows, latent.cols);
+    ops_linear_dw(env->ops, w->gradient[W_UKV], dkv, saved->slot[C_NORMED]);
+    ops_linear_dx(env->ops, dnormed, dkv, w->weight[W_UKV], false);
+    attn_latent_backward(env, dlatent, dnormed, latent, saved->vector[RSTD], w->weight[g_kv(d)], w->gradient[g_kv(d)]);
+    ops_linear_dw(env->ops, w->gradient[W_DKV], dlatent, x);
+    ops_linear_dx(env->ops, dx, dlatent, w->weight[W_DKV], true);
+    arena_release(scratch, mark);
+}
+
+static void backward(attn_env *env, int layer, const attn_weights *w, const attn_saved *saved, tensor x, tensor dout,
+                     tensor dx, arena *scratch) {
+    const attn_dims *d = &env->dims;
+    size_t mark = arena_mark(scratch);
+    tensor o = saved->slot[O], q = saved->slot[Q], kv = saved->slot[KV];
+    tensor grad_o = arena_tensor(scratch, o.type, o.rows, o.cols);
+    tensor dq = arena_tensor(scratch, q.type, q.rows, q.cols);
+    tensor dkv = arena_tensor(scratch, kv.type, kv.rows, kv.cols);
+    tensor dk_rope = arena_tensor(scratch, q.type, q.rows, d->rope);
+    ops_linear_dx(env->ops, grad_o, dout, w->weight[W_O], false);
+    ops_linear_dw(env->ops, w->gradient[W_O], dout, o);
+
+    attn_core_args args = core_args(env, saved);
+    attn_core_grads grads = {
+        .dout = grad_o, .dq = dq, .dk = dkv, .dv = tensor_cols(dkv, d->nope, dkv.cols - d->nope), .dk_rope = dk_rope};
+    env->core->backward(env->ops, &args, &grads, scratch);
+    attn_rotate_tail(env, dq, d->heads_local, true);
+    attn_rotate_tail(env, dk_rope, 1, true);
+
+    backward_q(env, w, saved, x, dq, dx, scratch);
+    backward_kv(env, w, saved, x, dkv, dx, scratch);
+    ops_linear_dw(env->ops, w->gradient[W_KR], dk_rope, x);
+    ops_linear_dx(env->ops, dx, dk_rope, w->weight[W_KR], true);
+    arena_release(scratch, mark);
+}
+
+const attn_variant attn_mla_decoupled = {
+    .name = "mla-decoupled", .params = params, .reserve = reserve, .forward = forward, .backward = backward};

@@ -1,0 +1,183 @@
+/* MLA with rotary before compression; the cache would hold the latent only.
+ * key:    k0 = RoPE(x W_Kt), v0 = x W_Vt; c = k0 W_DKt + v0 W_DVt;
+ * hidden: c = RoPE(x) W_Dt, x rotated head slice by head slice;
+ * both:   ch = RMSNorm(c), k = ch W_UKt, v = ch W_UVt, q = RoPE(x W_Qt), scores q k / sqrt(D).
+ *
+ * Tensor parallel, key: k0 and v0 are this rank's heads and W_DK, W_DV are cut by input, so c is completed by one small
+ * all-reduce forward and its gradient, partial behind the latent, by one backward before the norm. Hidden: the latent
+ * is computed on every rank and its gradients stay partial, as in mla_decoupled.c.
+ *
+ * N tokens, d width, R latent dim; on this rank: H heads of D. */
+#include "attention/parts.h"
+
+enum { W_Q, W_K, W_V, W_DK, W_DV, KEY_PARAMS }; /* key: the parameters in front of the common ones */
+enum { W_D = 1, HIDDEN_PARAMS };                /* hidden: W_Q and W_D */
+enum { QKV, C, C_NORMED, KV, O, SLOTS };        /* [N, ...]: [q | k0 | v0] or q; c; ch; [k | v]; o */
+enum { LSE, RSTD, VECTORS };                    /* [B, H, T], [N] */
+
+/* The common parameters: W_UK, W_UV (joined), W_O, the latent norm's gain. */
+static int w_uk(const attn_dims *d) {
+    return d->prerope_hidden ? HIDDEN_PARAMS : KEY_PARAMS;
+}
+static int w_o(const attn_dims *d) {
+    return w_uk(d) + 2;
+}
+static int g_kv(const attn_dims *d) {
+    return w_uk(d) + 3;
+}
+
+static int64_t head_cols(const attn_dims *d) {
+    return (int64_t)d->heads_local * d->nope;
+}
+
+static int params(const attn_dims *d, param_spec *specs) {
+    int64_t all = (int64_t)d->heads * d->nope;
+    specs[W_Q] = attn_spec_rows(d, "attention.W_Q", all, d->width, false);
+    if (d->prerope_hidden) {
+        specs[W_D] = attn_spec_partial(d, "attention.W_D", d->latent, d->width);
+    } else {
+        specs[W_K] = attn_spec_rows(d, "attention.W_K", all, d->width, true);
+        specs[W_V] = attn_spec_rows(d, "attention.W_V", all, d->width, true);
+        specs[W_DK] = specs[W_DV] = (param_spec){.name = "attention.W_DK",
+                                                 .rows = d->latent,
+                                                 .cols = all,
+                                                 .shard = PARAM_BY_COLS,
+                                                 .init = PARAM_NORMAL,
+                                                 .std = d->init_std};
+        specs[W_DV].name = "attention.W_DV";
+    }
+    specs[w_uk(d)] = attn_spec_rows(d, "attention.W_UK", all, d->latent, false);
+    specs[w_uk(d) + 1] = attn_spec_rows(d, "attention.W_UV", all, d->latent, true);
+    specs[w_o(d)] = attn_spec_out(d);
+    if (d->latent_norm) specs[g_kv(d)] = attn_spec_gain("attention.latent_norm", d->latent, d->prerope_hidden);
+    return w_o(d) + 1 + d->latent_norm;
+}
+
+static void reserve(const attn_dims *d, dtype type, arena *a, attn_saved *saved) {
+    int64_t tokens = d->batch * d->context;
+    const int64_t cols[SLOTS] = {
+        [QKV] = head_cols(d) * (d->prerope_hidden ? 1 : 3),
+        [C] = d->latent,
+        [C_NORMED] = d->latent,
+        [KV] = 2 * head_cols(d),
+        [O] = head_cols(d),
+    };
+    for (int i = 0; i < SLOTS; i++) saved->slot[i] = arena_tensor(a, type, tokens, cols[i]);
+    saved->vector[LSE] = arena_push(a, (size_t)(tokens * d->heads_local) * sizeof(float));
+    saved->vector[RSTD] = arena_push(a, (size_t)tokens * sizeof(float));
+}
+
+static attn_core_args core_args(const attn_env *env, const attn_saved *saved) {
+    const attn_dims *d = &env->dims;
+    attn_core_args args = attn_core_for(env);
+    args.q = tensor_cols(saved->slot[QKV], 0, head_cols(d));
+    args.k = tensor_cols(saved->slot[KV], 0, head_cols(d));
+    args.v = tensor_cols(saved->slot[KV], head_cols(d), head_cols(d));
+    args.k_head = args.v_head = d->nope;
+    args.o = saved->slot[O];
+    args.lse = saved->vector[LSE];
+    return args;
+}
+
+/* x rotated head slice by head slice, [N, d], from scratch. */
+static tensor rotated(attn_env *env, tensor x, arena *scratch) {
+    tensor r = arena_tensor(scratch, x.type, x.rows, x.cols);
+    env->ops->copy(env->ops, r, x);
+    attn_rotate(env, r, 0, env->dims.heads, false);
+    return r;
+}
+
+/* q, and the latent c [N, R], complete on every rank. */
+static void compress(attn_env *env, int layer, const attn_weights *w, attn_saved *saved, tensor x, arena *scratch) {
+    const attn_dims *d = &env->dims;
+    tensor qkv = saved->slot[QKV], c = saved->slot[C];
+    int64_t cols = head_cols(d);
+    if (d->prerope_hidden) {
+        size_t mark = arena_mark(scratch);
+        ops_linear(env->ops, qkv, x, w->weight[W_Q], false);
+        attn_rotate(env, qkv, 0, d->heads_local, false);
+        ops_linear(env->ops, c, rotated(env, x, scratch), w->weight[W_D], false);
+        arena_release(scratch, mark);
+        return;
+    }
+    ops_linear(env->ops, qkv, x, attn_joined(w->weight, W_Q, 3), false);
+    attn_rotate(env, qkv, 0, 2 * d->heads_local, false);
+    ops_linear(env->ops, c, tensor_cols(qkv, cols, cols), w->weight[W_DK], false);
+    ops_linear(env->ops, c, tensor_cols(qkv, 2 * cols, cols), w->weight[W_DV], true);
+    comm_all_reduce(env->tp, c.data, c.rows * c.cols, c.type, COMM_SUM, "latent", layer);
+}
+
+static void forward(attn_env *env, int layer, const attn_weights *w, attn_saved *saved, tensor x, tensor out,
+                    arena *scratch) {
+    const attn_dims *d = &env->dims;
+    compress(env, layer, w, saved, x, scratch);
+    attn_latent_forward(env, saved->slot[C_NORMED], saved->vector[RSTD], saved->slot[C], w->weight[g_kv(d)]);
+    ops_linear(env->ops, saved->slot[KV], saved->slot[C_NORMED], attn_joined(w->weight, w_uk(d), 2), false);
+    attn_core_args args = core_args(env, saved);
+    env->core->forward(env->ops, &args, scratch);
+    ops_linear(env->ops, out, saved->slot[O], w->weight[w_o(d)], false);
+}
+
+/* key: dqkv's k0 and v0 columns from dc, which is complete; then dx = this rank's share. */
+static void backward_key(attn_env *env, const attn_weights *w, const attn_saved *saved, tensor x, tensor dqkv,
+                         tensor dc, tensor dx) {
+    int64_t cols = head_cols(&env->dims);
+    for (int part = 0; part < 2; part++) {
+        int64_t first = (part + 1) * cols;
+        ops_linear_dw(env->ops, w->gradient[W_DK + part], dc, tensor_cols(saved->slot[QKV], first, cols));
+        ops_linear_dx(env->ops, tensor_cols(dqkv, first, cols), dc, w->weight[W_DK + part], false);
+    }
+    attn_rotate(env, dqkv, 0, 2 * env->dims.heads_local, true);
+    ops_linear_dw(env->ops, attn_joined(w->gradient, W_Q, 3), dqkv, x);
+    ops_linear_dx(env->ops, dx, dqkv, attn_joined(w->weight, W_Q, 3), false);
+}
+
+/* hidden: dc is partial; dx = RoPE's inverse of dc W_D, plus dq W_Q. */
+static void backward_hidden(attn_env *env, const attn_weights *w, tensor x, tensor dq, tensor dc, tensor dx,
+                            arena *scratch) {
+    size_t mark = arena_mark(scratch);
+    ops_linear_dw(env->ops, w->gradient[W_D], dc, rotated(env, x, scratch));
+    ops_linear_dx(env->ops, dx, dc, w->weight[W_D], false);
+    attn_rotate(env, dx, 0, env->dims.heads, true);
+    attn_rotate(env, dq, 0, env->dims.heads_local, true);
+    ops_linear_dw(env->ops, w->gradient[W_Q], dq, x);
+    ops_linear_dx(env->ops, dx, dq, w->weight[W_Q], true);
+    arena_release(scratch, mark);
+}
+
+static void backward(attn_env *env, int layer, const attn_weights *w, const attn_saved *saved, tensor x, tensor dout,
+                     tensor dx, arena *scratch) {
+    const attn_dims *d = &env->dims;
+    size_t mark = arena_mark(scratch);
+    int64_t cols = head_cols(d);
+    tensor o = saved->slot[O], qkv = saved->slot[QKV], kv = saved->slot[KV], c = saved->slot[C];
+    tensor grad_o = arena_tensor(scratch, o.type, o.rows, o.cols);
+    tensor dqkv = arena_tensor(scratch, qkv.type, qkv.rows, qkv.cols);
+    tensor dkv = arena_tensor(scratch, kv.type, kv.rows, kv.cols);
+    tensor dnormed = arena_tensor(scratch, c.type, c.rows, c.cols);
+    tensor dc = arena_tensor(scratch, c.type, c.rows, c.cols);
+    ops_linear_dx(env->ops, grad_o, dout, w->weight[w_o(d)], false);
+    ops_linear_dw(env->ops, w->gradient[w_o(d)], dout, o);
+
+    attn_core_args args = core_args(env, saved);
+    attn_core_grads grads = {.dout = grad_o,
+                             .dq = tensor_cols(dqkv, 0, cols),
+                             .dk = tensor_cols(dkv, 0, cols),
+                             .dv = tensor_cols(dkv, cols, cols)};
+    env->core->backward(env->ops, &args, &grads, scratch);
+
+    ops_linear_dw(env->ops, attn_joined(w->gradient, w_uk(d), 2), dkv, saved->slot[C_NORMED]);
+    ops_linear_dx(env->ops, dnormed, dkv, attn_joined(w->weight, w_uk(d), 2), false);
+    if (!d->prerope_hidden)
+        comm_all_reduce(env->tp, dnormed.data, dnormed.rows * dnormed.cols, dnormed.type, COMM_SUM, "latent gradient",
+                        layer);
+    attn_latent_backward(env, dc, dnormed, c, saved->vector[RSTD], w->weight[g_kv(d)], w->gradient[g_kv(d)]);
+    if (d->prerope_hidden)
+        backward_hidden(env, w, x, tensor_cols(dqkv, 0, cols), dc, dx, scratch);
+    else
+        backward_key(env, w, saved, x, dqkv, dc, dx);
+    arena_release(scratch, mark);
+}
+
+const attn_variant attn_mla_prerope = {
+    .name = "mla-prerope", .params = params, .reserve = reserve, .forward = forward, .backward = backward};

@@ -1,0 +1,29 @@
+/* Parts that the variants share; private to attention/. Dimensions as in attention.h. */
+#pragma once
+
+#include "attention/attention.h"
+
+/* Weights first .. first + count - 1, stored one behind the other (param_spec.joined), as one operand. */
+tensor attn_joined(const tensor *weights, int first, int count);
+
+/* Rotates whole heads of dims->rotary columns each: `heads` of them from column `first` of x on. */
+void attn_rotate(attn_env *env, tensor x, int64_t first, int heads, bool inverse);
+
+/* Rotates the last D_r columns of each block of D_n + D_r (queries), or x itself (the shared key) when heads is 1. */
+void attn_rotate_tail(attn_env *env, tensor x, int heads, bool inverse);
+
+/* normed = RMSNorm(latent); a copy where the config has no latent norm: then rstd is not written and gain not read. */
+void attn_latent_forward(attn_env *env, tensor normed, float *rstd, tensor latent, tensor gain);
+
+/* dlatent (overwritten) from dnormed; adds to dgain. */
+void attn_latent_backward(attn_env *env, tensor dlatent, tensor dnormed, tensor latent, const float *rstd, tensor gain,
+                          tensor dgain);
+
+/* The core's arguments but for its operands. */
+attn_core_args attn_core_for(const attn_env *env);
+
+/* Specifications that every variant lists. */
+param_spec attn_spec_rows(const attn_dims *d, const char *name, int64_t rows, int64_t cols, bool joined);
+param_spec attn_spec_out(const attn_dims *d);
+param_spec attn_spec_partial(const attn_dims *d, const char *name, int64_t rows, int64_t cols);
+param_spec attn_spec_gain(const char *name, int64_t cols, bool partial);

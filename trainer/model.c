@@ -1,0 +1,328 @@
+#include "trainer/model.h"
+
+#include "comm/count.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+/* ---------------------------------------------------------------- set-up */
+
+static status add_layer(model *m, const config *c, int index) {
+    const int64_t d = m->width, f = m->ffn;
+    const float std = m->attention.dims.init_std, residual_std = m->attention.dims.residual_std;
+    const param_spec attention_norm = {.name = "attention_norm", .rows = 1, .cols = d, .init = PARAM_ONES};
+    const param_spec mlp_norm = {.name = "mlp_norm", .rows = 1, .cols = d, .init = PARAM_ONES};
+    const param_spec gate = {
+        .name = "mlp.W_gate", .rows = f, .cols = d, .shard = PARAM_BY_ROWS, .init = PARAM_NORMAL, .std = std};
+    const param_spec up = {.name = "mlp.W_up",
+                           .rows = f,
+                           .cols = d,
+                           .shard = PARAM_BY_ROWS,
+                           .joined = true,
+                           .init = PARAM_NORMAL,
+                           .std = std};
+    const param_spec down = {
+        .name = "mlp.W_down", .rows = d, .cols = f, .shard = PARAM_BY_COLS, .init = PARAM_NORMAL, .std = residual_std};
+    model_layer *layer = &m->layer[index];
+    param_spec specs[ATTN_MAX_PARAMS] = {0};
+    char prefix[32];
+    snprintf(prefix, sizeof prefix, "layers.%d.", index);
+
+    layer->attention_norm = m->params.count;
+    TRY(params_add(&m->params, prefix, &attention_norm));
+    layer->attention_first = m->params.count;
+    layer->attention_count = m->variant->params(&m->attention.dims, specs);
+    for (int i = 0; i < layer->attention_count; i++) TRY(params_add(&m->params, prefix, &specs[i]));
+    layer->mlp_norm = m->params.count;
+    TRY(params_add(&m->params, prefix, &mlp_norm));
+    layer->gate = m->params.count;
+    TRY(params_add(&m->params, prefix, &gate));
+    layer->up = m->params.count;
+    TRY(params_add(&m->params, prefix, &up));
+    layer->down = m->params.count;
+    TRY(params_add(&m->params, prefix, &down));
+    return STATUS_OK;
+}
+
+static status add_params(model *m, const config *c) {
+    const float std = m->attention.dims.init_std;
+    const param_spec embedding = {.name = "embedding",
+                                  .rows = m->vocab,
+                                  .cols = m->width,
+                                  .shard = PARAM_BY_ROWS,
+                                  .init = PARAM_NORMAL,
+                                  .std = std};
+    const param_spec norm = {.name = "norm", .rows = 1, .cols = m->width, .init = PARAM_ONES};
+    param_spec head = embedding;
+    head.name = "lm_head";
+
+    m->embedding = m->head = m->params.count;
+    TRY(params_add(&m->params, "", &embedding));
+    for (int i = 0; i < m->layers; i++) TRY(add_layer(m, c, i));
+    m->final_norm = m->params.count;
+    TRY(params_add(&m->params, "", &norm));
+    if (!m->tied) {
+        m->head = m->params.count;
+        TRY(params_add(&m->params, "", &head));
+    }
+    params_layout(&m->params, m->tp->rank, m->tp->size);
+    return STATUS_OK;
+}
+
+static float *floats(arena *a, int64_t count) {
+    return arena_push(a, (size_t)count * sizeof(float));
+}
+
+static void reserve_layer(model *m, model_layer *layer, dtype type, arena *a) {
+    int64_t f = m->params.list[layer->gate].rows;
+    tensor *const wide[] = {&layer->input, &layer->attention_in, &layer->middle, &layer->mlp_in};
+    for (size_t i = 0; i < sizeof wide / sizeof *wide; i++) *wide[i] = arena_tensor(a, type, m->tokens, m->width);
+    layer->gate_up = arena_tensor(a, type, m->tokens, 2 * f);
+    layer->hidden = arena_tensor(a, type, m->tokens, f);
+    layer->rstd1 = floats(a, m->tokens);
+    layer->rstd2 = floats(a, m->tokens);
+    m->variant->reserve(&m->attention.dims, type, a, &layer->saved);
+    for (int i = 0; i < layer->attention_count; i++) {
+        layer->weights.weight[i] = params_weight(&m->params, layer->attention_first + i);
+        layer->weights.gradient[i] = params_gradient(&m->params, layer->attention_first + i);
+    }
+}
+
+/* Takes everything from the arena; over a counting arena all pointers come out NULL. */
+static void reserve(model *m, arena *a) {
+    dtype type = m->ops->activation;
+    params_reserve(&m->params, type, a);
+    for (int i = 0; i < m->layers; i++) reserve_layer(m, &m->layer[i], type, a);
+    tensor *const wide[] = {&m->output, &m->final_in, &m->branch, &m->dx, &m->dbranch};
+    for (size_t i = 0; i < sizeof wide / sizeof *wide; i++) *wide[i] = arena_tensor(a, type, m->tokens, m->width);
+    int64_t vocab = m->params.list[m->head].rows;
+    m->rstd = floats(a, m->tokens);
+    m->logits = arena_tensor(a, type, m->chunk, vocab);
+    m->ce = floats(a, 3 * m->chunk);
+    m->loss = arena_push(a, sizeof *m->loss);
+    m->input = arena_push(a, (size_t)m->tokens * sizeof *m->input);
+    m->target = arena_push(a, (size_t)m->tokens * sizeof *m->target);
+    m->rotary_table = floats(a, m->context * m->attention.dims.rotary);
+    m->attention.rotary_table = m->rotary_table;
+}
+
+static status describe(model *m, const config *c, ops *o, const attn_core *core, comm_group *tp, int64_t batch) {
+    *m = (model){
+        .ops = o,
+        .tp = tp,
+        .variant = attn_find(c->attention.variant),
+        .layers = (int)c->model.layers,
+        .width = c->model.width,
+        .ffn = c->model.ffn,
+        .vocab = c->model.vocab,
+        .batch = batch,
+        .context = c->model.context,
+        .tokens = batch * c->model.context,
+        .norm_eps = (float)c->model.norm_eps,
+        .tied = c->model.tie_embeddings,
+    };
+    m->attention = (attn_env){.ops = o, .core = core, .tp = tp};
+    TRY(attn_dims_from_config(&m->attention.dims, c, tp->size, batch, m->context));
+    /* About 16 MiB of fp32 logits at a time on the whole group, whatever its size. */
+    const int64_t elements = 4 << 20;
+    m->chunk = elements / m->vocab < 64 ? 64 : elements / m->vocab;
+    if (m->chunk > m->tokens) m->chunk = m->tokens;
+    m->layer = calloc((size_t)m->layers, sizeof *m->layer);
+    if (!m->layer) return status_fail(STATUS_INTERNAL, "out of memory for %d layers", m->layers);
+    return add_params(m, c);
+}
+
+status model_measure(model_needs *out, const config *c, const attn_core *core, int rank, int tp, int64_t batch) {
+    ops o;
+    comm_counter counter = {0};
+    comm_group group;
+    model m;
+    ops_count(&o, DTYPE_F32);
+    comm_count(&group, &counter, rank, tp);
+    status s = describe(&m, c, &o, core, &group, batch);
+    if (s == STATUS_OK) {
+        reserve(&m, &m.memory);
+        model_train(&m, NULL, NULL, 1.0f);
+        *out = (model_needs){
+            .bytes = m.memory.peak_bytes,
+            .parameter_bytes = (size_t)params_total(&m.params) * 4 * sizeof(float),
+            .parameters = params_global_count(&m.params),
+            .train_flops = o.flops,
+            .tp_bytes = counter.bytes,
+            .tp_collectives = counter.collectives,
+        };
+    }
+    model_free(&m);
+    return s;
+}
+
+status model_create(model *m, const config *c, ops *o, const attn_core *core, comm_group *tp, int64_t batch) {
+    model_needs needs;
+    *m = (model){.ops = o};
+    TRY(model_measure(&needs, c, core, tp->rank, tp->size, batch));
+    TRY(describe(m, c, o, core, tp, batch));
+    m->memory = (arena){.base = o->alloc(o, needs.bytes), .size_bytes = needs.bytes};
+    if (!m->memory.base)
+        return status_fail(
+            STATUS_CONFIG,
+            "%.2f GiB of memory cannot be had on the %s; lower train.micro_batch or raise parallel.tensor",
+            (double)needs.bytes / 0x1p30, o->name);
+    reserve(m, &m->memory);
+
+    size_t table_floats = (size_t)(m->context * m->attention.dims.rotary);
+    float *table = malloc(table_floats * sizeof *table);
+    if (!table) return status_fail(STATUS_CONFIG, "out of host memory for the rotary table");
+    attn_rotary_table(table, m->context, m->attention.dims.rotary, c->model.rope_theta);
+    o->upload(o, m->rotary_table, table, table_floats * sizeof *table);
+    free(table);
+    return params_init(&m->params, o, (uint64_t)c->run.seed);
+}
+
+void model_free(model *m) {
+    if (m->memory.base) m->ops->release(m->ops, m->memory.base);
+    free(m->layer);
+    params_free(&m->params);
+    *m = (model){0};
+}
+
+/* ---------------------------------------------------------------- forward */
+
+static const void *gain(const model *m, int i) {
+    return params_weight(&m->params, i).data;
+}
+
+/* W_gate and W_up are stored one behind the other. */
+static tensor gate_up(tensor gate) {
+    gate.rows *= 2;
+    return gate;
+}
+
+static void sum_over_tp(model *m, tensor t, const char *place, int layer) {
+    comm_all_reduce(m->tp, t.data, t.rows * t.cols, t.type, COMM_SUM, place, layer);
+}
+
+static void forward_layer(model *m, int index, tensor next) {
+    ops *o = m->ops;
+    model_layer *l = &m->layer[index];
+    o->rmsnorm_forward(o, l->attention_in, l->rstd1, l->input, gain(m, l->attention_norm), m->norm_eps);
+    m->variant->forward(&m->attention, index, &l->weights, &l->saved, l->attention_in, m->branch, &m->memory);
+    sum_over_tp(m, m->branch, "attention output", index);
+    o->add(o, l->middle, l->input, m->branch);
+
+    o->rmsnorm_forward(o, l->mlp_in, l->rstd2, l->middle, gain(m, l->mlp_norm), m->norm_eps);
+    ops_linear(o, l->gate_up, l->mlp_in, gate_up(params_weight(&m->params, l->gate)), false);
+    o->swiglu_forward(o, l->hidden, l->gate_up);
+    ops_linear(o, m->branch, l->hidden, params_weight(&m->params, l->down), false);
+    sum_over_tp(m, m->branch, "mlp output", index);
+    o->add(o, next, l->middle, m->branch);
+}
+
+/* From tokens to final_in, the normed output. */
+static void forward(model *m, const int32_t *input, const int32_t *target) {
+    ops *o = m->ops;
+    size_t bytes = (size_t)m->tokens * sizeof *input;
+    o->upload(o, m->input, input, bytes);
+    o->upload(o, m->target, target, bytes);
+    tensor x = m->layers ? m->layer[0].input : m->output;
+    o->embedding_forward(o, x, params_weight(&m->params, m->embedding), m->input, m->params.list[m->embedding].row);
+    sum_over_tp(m, x, "embedding", -1);
+    for (int i = 0; i < m->layers; i++) forward_layer(m, i, i + 1 < m->layers ? m->layer[i + 1].input : m->output);
+    o->rmsnorm_forward(o, m->final_in, m->rstd, m->output, gain(m, m->final_norm), m->norm_eps);
+}
+
+/* Logits of rows [first, first + n), and their loss added; the cross-entropy's row sums stay in m->ce. */
+static tensor head_forward(model *m, int64_t first, int64_t n) {
+    ops *o = m->ops;
+    const param *head = &m->params.list[m->head];
+    tensor logits = tensor_rows(m->logits, 0, n);
+    float *row_max = m->ce, *sums = m->ce ? m->ce + m->chunk : NULL, *picked = sums ? sums + n : NULL;
+    const int32_t *target = m->target ? m->target + first : NULL;
+    ops_linear(o, logits, tensor_rows(m->final_in, first, n), params_weight(&m->params, m->head), false);
+    o->ce_max(o, row_max, logits, head->n_rows);
+    comm_all_reduce(m->tp, row_max, n, DTYPE_F32, COMM_MAX, "loss maximum", -1);
+    o->ce_sums(o, sums, picked, logits, head->n_rows, row_max, target, head->row);
+    comm_all_reduce(m->tp, sums, 2 * n, DTYPE_F32, COMM_SUM, "loss sums", -1);
+    o->ce_loss(o, m->loss, sums, picked, row_max, n);
+    return logits;
+}
+
+void model_evaluate(model *m, const int32_t *input, const int32_t *target, int64_t samples) {
+    forward(m, input, target);
+    int64_t rows = samples * m->context;
+    for (int64_t first = 0; first < rows; first += m->chunk)
+        head_forward(m, first, rows - first < m->chunk ? rows - first : m->chunk);
+}
+
+/* ---------------------------------------------------------------- backward */
+
+/* Loss and gradient of the head, chunk by chunk; dbranch = gradient of final_in. */
+static void head_train(model *m, float scale) {
+    ops *o = m->ops;
+    const param *head = &m->params.list[m->head];
+    for (int64_t first = 0; first < m->tokens; first += m->chunk) {
+        int64_t n = m->tokens - first < m->chunk ? m->tokens - first : m->chunk;
+        tensor logits = head_forward(m, first, n);
+        o->ce_backward(o, logits, head->n_rows, m->ce, m->ce ? m->ce + m->chunk : NULL,
+                       m->target ? m->target + first : NULL, head->row, scale);
+        ops_linear_dw(o, params_gradient(&m->params, m->head), logits, tensor_rows(m->final_in, first, n));
+        ops_linear_dx(o, tensor_rows(m->dbranch, first, n), logits, params_weight(&m->params, m->head), false);
+    }
+    sum_over_tp(m, m->dbranch, "head gradient", -1);
+}
+
+static float *gain_gradient(const model *m, int i) {
+    return params_gradient(&m->params, i).data;
+}
+
+/* dx: gradient of the layer's output in, of its input out. */
+static void backward_layer(model *m, int index) {
+    ops *o = m->ops;
+    model_layer *l = &m->layer[index];
+    size_t mark = arena_mark(&m->memory);
+    tensor dhidden = arena_tensor(&m->memory, l->hidden.type, l->hidden.rows, l->hidden.cols);
+    tensor dgate_up = arena_tensor(&m->memory, l->gate_up.type, l->gate_up.rows, l->gate_up.cols);
+    ops_linear_dw(o, params_gradient(&m->params, l->down), m->dx, l->hidden);
+    ops_linear_dx(o, dhidden, m->dx, params_weight(&m->params, l->down), false);
+    o->swiglu_backward(o, dgate_up, dhidden, l->gate_up);
+    ops_linear_dw(o, gate_up(params_gradient(&m->params, l->gate)), dgate_up, l->mlp_in);
+    ops_linear_dx(o, m->dbranch, dgate_up, gate_up(params_weight(&m->params, l->gate)), false);
+    arena_release(&m->memory, mark);
+    sum_over_tp(m, m->dbranch, "mlp gradient", index);
+    o->rmsnorm_backward(o, m->dx, true, gain_gradient(m, l->mlp_norm), m->dbranch, l->middle, gain(m, l->mlp_norm),
+                        l->rstd2);
+
+    m->variant->backward(&m->attention, index, &l->weights, &l->saved, l->attention_in, m->dx, m->dbranch, &m->memory);
+    sum_over_tp(m, m->dbranch, "attention gradient", index);
+    o->rmsnorm_backward(o, m->dx, true, gain_gradient(m, l->attention_norm), m->dbranch, l->input,
+                        gain(m, l->attention_norm), l->rstd1);
+}
+
+void model_train(model *m, const int32_t *input, const int32_t *target, float scale) {
+    ops *o = m->ops;
+    forward(m, input, target);
+    head_train(m, scale);
+    o->rmsnorm_backward(o, m->dx, false, gain_gradient(m, m->final_norm), m->dbranch, m->output, gain(m, m->final_norm),
+                        m->rstd);
+    for (int i = m->layers - 1; i >= 0; i--) backward_layer(m, i);
+    o->embedding_backward(o, params_gradient(&m->params, m->embedding), m->dx, m->input,
+                          m->params.list[m->embedding].row);
+}
+
+/* ---------------------------------------------------------------- the rest */
+
+double model_take_loss(model *m) {
+    double loss = 0;
+    m->ops->download(m->ops, &loss, m->loss, sizeof loss);
+    m->ops->zero(m->ops, m->loss, sizeof loss);
+    return loss;
+}
+
+void model_zero_gradients(model *m) {
+    m->ops->zero(m->ops, m->params.gradient, (size_t)params_total(&m->params) * sizeof(float));
+}
+
+status model_status(const model *m) {
+    status s = ops_status(m->ops);
+    return s != STATUS_OK ? s : comm_status(m->tp);
+}

@@ -1,0 +1,78 @@
+/* The LLaMA-like model of one rank: token embedding, L x (RMSNorm, attention, residual, RMSNorm, SwiGLU, residual),
+ * RMSNorm, LM head; forward and backward. The embedding and the head are cut by vocabulary, SwiGLU by its hidden units,
+ * attention by heads (DESIGN sections 2 to 4).
+ *
+ * N = B T tokens of a micro-batch, d width, F feed-forward dim, V vocabulary; _local: this rank's share.
+ * All memory comes from one arena at creation; the calls below allocate nothing. */
+#pragma once
+
+#include "attention/attention.h"
+#include "trainer/params.h"
+
+typedef struct model_layer {
+    int attention_first; /* index of the layer's first attention parameter */
+    int attention_count;
+    int attention_norm, mlp_norm, gate, up, down; /* parameter indices */
+    attn_weights weights;
+    attn_saved saved;
+    tensor input, attention_in, middle, mlp_in; /* [N, d]: residual stream, its norm; after attention, its norm */
+    tensor gate_up, hidden;                     /* [N, 2 F_local], [N, F_local] */
+    float *rstd1, *rstd2;                       /* [N] */
+} model_layer;
+
+typedef struct model {
+    ops *ops;
+    comm_group *tp;
+    const attn_variant *variant;
+    attn_env attention;
+    params params;
+    int layers;
+    int64_t width, ffn, vocab, batch, context, tokens; /* tokens: N */
+    float norm_eps;
+    bool tied;
+    int embedding, final_norm, head; /* parameter indices; head is embedding when tied */
+    model_layer *layer;
+    arena memory;
+    tensor output, final_in, branch, dx, dbranch; /* [N, d]; final_in: norm of output */
+    float *rstd;
+    int64_t chunk;           /* rows of logits at a time */
+    tensor logits;           /* [chunk, V_local] */
+    float *ce;               /* [3, chunk]: row max, sums, picked */
+    double *loss;            /* device: sum over tokens since model_take_loss */
+    int32_t *input, *target; /* device, [N] */
+    float *rotary_table;
+} model;
+
+typedef struct model_needs { /* what model_measure finds out for one rank */
+    size_t bytes;            /* device memory for everything below */
+    size_t parameter_bytes;  /* weights, gradients, moments */
+    int64_t parameters;      /* of the whole model */
+    double train_flops;      /* matrix products of one micro-batch, forward and backward, without attention scores */
+    int64_t tp_bytes, tp_collectives; /* tensor-parallel communication of one micro-batch */
+} model_needs;
+
+/* Builds the model on device o for micro-batches of `batch` samples; weights are initialized from c->run.seed. CONFIG
+ * when the shapes cannot be split over the group or memory is too small. The caller frees with model_free in any case.
+ */
+status model_create(model *out, const config *c, ops *o, const attn_core *core, comm_group *tp, int64_t batch);
+
+void model_free(model *m);
+
+/* What rank `rank` of tp would need, without having it. */
+status model_measure(model_needs *out, const config *c, const attn_core *core, int rank, int tp, int64_t batch);
+
+/* Forward and backward of one micro-batch (host arrays [B T]): adds scale * d(sum of the tokens' cross-entropy) to the
+ * gradients and the sum itself to the loss. Partial gradients stay partial. */
+void model_train(model *m, const int32_t *input, const int32_t *target, float scale);
+
+/* Forward of the first `samples` samples: adds the sum of their tokens' cross-entropy to the loss. */
+void model_evaluate(model *m, const int32_t *input, const int32_t *target, int64_t samples);
+
+/* The loss sum since the last call (waits for the device), which starts again at 0. The same on all ranks of the group.
+ */
+double model_take_loss(model *m);
+
+void model_zero_gradients(model *m);
+
+/* First failure of the model's operations or collectives. */
+status model_status(const model *m);
