@@ -1,0 +1,243 @@
+/* The model and its attention sublayers against make_golden.py's independent float64 model: one test a file of models/.
+ *
+ * Compared: loss, final hidden states, every parameter's gradient; for layer 0's attention alone, output, dx and weight
+ * gradients for a random output gradient. Each within TOLERANCE twice: by norm, and the worst element against the
+ * largest, so that neither small rows nor single elements hide. */
+#include "check.h"
+#include "core/safetensors.h"
+#include "trainer/model.h"
+
+#include <glob.h>
+
+/* fp32 loses about 1e-6 here; a wrong term loses 1e-2 and more. */
+static const double TOLERANCE = 1e-5;
+
+typedef struct golden {
+    safetensors file;
+    config config;
+    ops ops;
+    comm_group alone;
+    model model;
+    int64_t batch, tokens, width;
+    int32_t *input, *target;
+} golden;
+
+static float *read_floats(const golden *g, const char *name, int64_t count) {
+    const safetensors_entry *e = safetensors_find(&g->file, name);
+    if (!e) fail_msg("%s: no tensor %s", g->file.path, name);
+    assert_int_equal(safetensors_elements(e), count);
+    float *values = malloc((size_t)count * sizeof *values);
+    assert_non_null(values);
+    check_status(safetensors_f32(e, values), STATUS_OK);
+    return values;
+}
+
+static int32_t *read_tokens(const golden *g, const char *name) {
+    const safetensors_entry *e = safetensors_find(&g->file, name);
+    assert_non_null(e);
+    assert_int_equal(safetensors_elements(e), g->tokens);
+    int64_t *wide = malloc((size_t)g->tokens * sizeof *wide);
+    int32_t *tokens = malloc((size_t)g->tokens * sizeof *tokens);
+    check_status(safetensors_i64(e, wide), STATUS_OK);
+    for (int64_t i = 0; i < g->tokens; i++) tokens[i] = (int32_t)wide[i];
+    free(wide);
+    return tokens;
+}
+
+static void check_values(const char *name, const float *got, const float *want, int64_t count) {
+    double worst = 0, largest = 0, error = relative_error(got, want, (size_t)count);
+    for (int64_t i = 0; i < count; i++) {
+        worst = fmax(worst, fabs((double)got[i] - want[i]));
+        largest = fmax(largest, fabs((double)want[i]));
+        if (!isfinite(got[i])) fail_msg("%s[%ld] is %g", name, (long)i, got[i]);
+    }
+    if (!(error <= TOLERANCE)) fail_msg("%s is off by %.3g of its norm", name, error);
+    if (!(worst <= TOLERANCE * largest))
+        fail_msg("%s: an element is off by %.3g of the largest", name, worst / largest);
+}
+
+static void check_tensor(const golden *g, const char *name, tensor got) {
+    assert_int_equal(got.ld, got.cols);
+    float *want = read_floats(g, name, got.rows * got.cols);
+    check_values(name, tensor_f32(got), want, got.rows * got.cols);
+    free(want);
+}
+
+/* The configuration that the file's metadata spells out, one setting a line. */
+static void load_config(golden *g) {
+    char *text = strdup(safetensors_metadata(&g->file, "settings")), *rest = NULL;
+    const char *settings[64];
+    int count = 0;
+    for (char *line = strtok_r(text, "\n", &rest); line; line = strtok_r(NULL, "\n", &rest)) {
+        assert_true(count < 64);
+        settings[count++] = line;
+    }
+    check_status(config_load(&g->config, NULL, settings, count), STATUS_OK);
+    free(text);
+}
+
+/* The model's parameters are exactly the file's, and get its values. */
+static void load_weights(golden *g) {
+    const params *p = &g->model.params;
+    int gradients = 0;
+    for (int i = 0; i < g->file.count; i++) gradients += strncmp(g->file.entries[i].name, "gradient.", 9) == 0;
+    assert_int_equal(p->count, gradients);
+    for (int i = 0; i < p->count; i++) {
+        tensor w = params_weight(p, i);
+        float *values = read_floats(g, p->list[i].name, w.rows * w.cols);
+        const safetensors_entry *e = safetensors_find(&g->file, p->list[i].name);
+        assert_int_equal(e->shape[0], w.rows);
+        assert_int_equal(e->shape[1], w.cols);
+        g->ops.upload(&g->ops, w.data, values, (size_t)(w.rows * w.cols) * sizeof *values);
+        free(values);
+    }
+}
+
+static void open_golden(golden *g, const char *name, int threads) {
+    char path[1024];
+    snprintf(path, sizeof path, "%s/%s.safetensors", GOLDEN_FOLDER, name);
+    *g = (golden){0};
+    check_status(safetensors_open(&g->file, path), STATUS_OK);
+    load_config(g);
+    g->batch = strtol(safetensors_metadata(&g->file, "batch"), NULL, 10);
+    g->tokens = g->batch * g->config.model.context;
+    g->width = g->config.model.width;
+    check_status(ops_cpu(&g->ops, threads), STATUS_OK);
+    comm_self(&g->alone);
+    check_status(model_create(&g->model, &g->config, &g->ops, &attn_core_cpu, &g->alone, g->batch), STATUS_OK);
+    load_weights(g);
+    g->input = read_tokens(g, "tokens");
+    g->target = read_tokens(g, "targets");
+}
+
+static void close_golden(golden *g) {
+    free(g->input);
+    free(g->target);
+    model_free(&g->model);
+    comm_close(&g->alone);
+    config_free(&g->config);
+    safetensors_close(&g->file);
+}
+
+static void check_gradients(golden *g) {
+    const params *p = &g->model.params;
+    for (int i = 0; i < p->count; i++) {
+        char name[128];
+        snprintf(name, sizeof name, "gradient.%s", p->list[i].name);
+        check_tensor(g, name, params_gradient(p, i));
+    }
+}
+
+/* Loss, hidden states and gradients; then the same micro-batch in two more parts, which must add to the same gradient.
+ */
+static void check_model(golden *g) {
+    model *m = &g->model;
+    float *loss = read_floats(g, "loss", 1), *losses = read_floats(g, "losses", g->tokens);
+    float scale = 1.0f / (float)g->tokens;
+    model_zero_gradients(m);
+    model_train(m, g->input, g->target, scale);
+    check_near(model_take_loss(m) / (double)g->tokens, loss[0], 1e-6 * loss[0]);
+    check_tensor(g, "hidden", m->final_in);
+    check_gradients(g);
+
+    model_zero_gradients(m);
+    model_train(m, g->input, g->target, 0.75f * scale);
+    model_train(m, g->input, g->target, 0.25f * scale);
+    check_near(model_take_loss(m) / (double)g->tokens, 2 * loss[0], 2e-6 * loss[0]);
+    check_gradients(g);
+
+    double sum = 0;
+    for (int64_t i = 0; i < g->tokens; i++) {
+        sum += losses[i];
+        if ((i + 1) % m->context != 0) continue;
+        model_evaluate(m, g->input, g->target, (i + 1) / m->context);
+        check_near(model_take_loss(m), sum, 1e-6 * sum);
+    }
+    check_gradients(g); /* evaluation leaves them */
+    check_status(model_status(m), STATUS_OK);
+    free(loss);
+    free(losses);
+}
+
+/* Layer 0's attention, called as the model calls it, into poisoned outputs. */
+static void check_sublayer(golden *g) {
+    model *m = &g->model;
+    model_layer *layer = &m->layer[0];
+    int64_t count = g->tokens * g->width;
+    float *x = read_floats(g, "sublayer.x", count), *dout = read_floats(g, "sublayer.dout", count);
+    float *out = malloc((size_t)count * sizeof *out), *dx = malloc((size_t)count * sizeof *dx);
+    for (int64_t i = 0; i < count; i++) out[i] = dx[i] = NAN;
+#define VIEW(data) tensor_make(data, DTYPE_F32, g->tokens, g->width)
+    model_zero_gradients(m);
+    size_t mark = arena_mark(&m->memory);
+    m->variant->forward(&m->attention, 0, &layer->weights, &layer->saved, VIEW(x), VIEW(out), &m->memory);
+    check_tensor(g, "sublayer.out", VIEW(out));
+    m->variant->backward(&m->attention, 0, &layer->weights, &layer->saved, VIEW(x), VIEW(dout), VIEW(dx), &m->memory);
+    check_tensor(g, "sublayer.dx", VIEW(dx));
+#undef VIEW
+    assert_int_equal(arena_mark(&m->memory), mark);
+    for (int i = 0; i < layer->attention_count; i++) {
+        char name[128];
+        const char *global = m->params.list[layer->attention_first + i].name;
+        snprintf(name, sizeof name, "sublayer.gradient.%s", global + strlen("layers.0.attention."));
+        check_tensor(g, name, layer->weights.gradient[i]);
+    }
+    free(x);
+    free(dout);
+    free(out);
+    free(dx);
+}
+
+static void check_file(const char *name) {
+    for (int threads = 1; threads <= 2; threads++) {
+        golden g;
+        open_golden(&g, name, threads);
+        check_model(&g);
+        check_sublayer(&g);
+        close_golden(&g);
+    }
+}
+
+#define CASE(name)                                                                                                     \
+    static void name(void **state) {                                                                                   \
+        check_file(#name);                                                                                             \
+    }
+CASE(mha_one_kv_head)
+CASE(mha_two_kv_heads)
+CASE(mha_one_head)
+CASE(prerope_key)
+CASE(prerope_key_plain)
+CASE(prerope_hidden)
+CASE(prerope_hidden_plain)
+CASE(decoupled)
+CASE(decoupled_q_latent)
+CASE(decoupled_wide)
+CASE(decoupled_plain)
+
+static void every_file_has_its_test(void **state);
+
+static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(mha_one_kv_head),      cmocka_unit_test(mha_two_kv_heads),
+    cmocka_unit_test(mha_one_head),         cmocka_unit_test(prerope_key),
+    cmocka_unit_test(prerope_key_plain),    cmocka_unit_test(prerope_hidden),
+    cmocka_unit_test(prerope_hidden_plain), cmocka_unit_test(decoupled),
+    cmocka_unit_test(decoupled_q_latent),   cmocka_unit_test(decoupled_wide),
+    cmocka_unit_test(decoupled_plain),      cmocka_unit_test(every_file_has_its_test),
+};
+
+static void every_file_has_its_test(void **state) {
+    glob_t files;
+    assert_int_equal(glob(GOLDEN_FOLDER "/*.safetensors", 0, NULL, &files), 0);
+    assert_int_equal(files.gl_pathc, sizeof tests / sizeof *tests - 1);
+    for (size_t i = 0; i < files.gl_pathc; i++) {
+        const char *base = strrchr(files.gl_pathv[i], '/') + 1;
+        size_t length = (size_t)(strchr(base, '.') - base);
+        bool found = false;
+        for (size_t k = 0; k < sizeof tests / sizeof *tests; k++)
+            found = found || (strlen(tests[k].name) == length && strncmp(tests[k].name, base, length) == 0);
+        if (!found) fail_msg("%s has no test", base);
+    }
+    globfree(&files);
+}
+
+TEST_MAIN(tests)
