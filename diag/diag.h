@@ -1,8 +1,8 @@
 /* The diagnostics work: the door to the trainer is three functions; all else in diag/ is behind it.
  *
- * The trainer sends records and snapshots through a channel (comm/channel.h); a diagnostics rank, or with diagnostics.ranks: 0
- * a thread of compute rank 0, serves its other end: reassembles snapshots, computes spectra, writes the run's database.
- * Failures here are recorded and do not stop training. */
+ * The trainer sends records and snapshots through a channel (comm/channel.h); a diagnostics rank, or with
+ * diagnostics.ranks: 0 a thread of compute rank 0, serves its other end: reassembles snapshots, computes spectra,
+ * writes the run's database. Failures here are recorded and do not stop training. */
 #pragma once
 
 #include "comm/channel.h"
@@ -10,14 +10,19 @@
 
 typedef struct diag diag;
 
-/* Creates (or opens) DIR/run.db and the run's rows in it. IO when it cannot be written or is in use by another process. */
-status diag_open(diag **out, const config *c, const char *run_dir, const char *device, int tp, int dp, const char *hosts);
+/* Creates (or opens) DIR/run.db and the run's rows in it. IO when it cannot be written or is in use by another process.
+ */
+status diag_open(diag **out, const config *c, const char *run_dir, const char *device, int tp, int dp,
+                 const char *hosts);
 
 /* Serves the channel until every sender has said CHANNEL_END. snapshots: senders that contribute to each snapshot. */
 status diag_serve(diag *d, channel_receiver *channel, int senders);
 
 /* Checkpoints and closes the database. */
 void diag_close(diag *d);
+
+/* True when a snapshot must carry the parameter of that global name: the Q-K chain of the config's variant. */
+bool diag_wants(const config *c, const char *tensor_name);
 
 /* ---- what the trainer sends: message kind, and the struct that is the message's data ---- */
 

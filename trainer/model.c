@@ -101,6 +101,7 @@ static void reserve(model *m, arena *a) {
     m->logits = arena_tensor(a, type, m->chunk, vocab);
     m->ce = floats(a, 3 * m->chunk);
     m->loss = arena_push(a, sizeof *m->loss);
+    m->norm_sq = arena_push(a, sizeof *m->norm_sq);
     m->input = arena_push(a, (size_t)m->tokens * sizeof *m->input);
     m->target = arena_push(a, (size_t)m->tokens * sizeof *m->target);
     m->rotary_table = floats(a, m->context * m->attention.dims.rotary);
@@ -133,34 +134,40 @@ static status describe(model *m, const config *c, ops *o, const attn_core *core,
     return add_params(m, c);
 }
 
-status model_measure(model_needs *out, const config *c, const attn_core *core, int rank, int tp, int64_t batch) {
+/* Runs one micro-batch over counting tables: what rank `rank` of tp needs. */
+static status measure(model *m, const config *c, const attn_core *core, int rank, int tp, int64_t batch,
+                      model_needs *needs) {
     ops o;
     comm_counter counter = {0};
     comm_group group;
-    model m;
     ops_count(&o, DTYPE_F32);
     comm_count(&group, &counter, rank, tp);
-    status s = describe(&m, c, &o, core, &group, batch);
-    if (s == STATUS_OK) {
-        reserve(&m, &m.memory);
-        model_train(&m, NULL, NULL, 1.0f);
-        *out = (model_needs){
-            .bytes = m.memory.peak_bytes,
-            .parameter_bytes = (size_t)params_total(&m.params) * 4 * sizeof(float),
-            .parameters = params_global_count(&m.params),
-            .train_flops = o.flops,
-            .tp_bytes = counter.bytes,
-            .tp_collectives = counter.collectives,
-        };
-    }
-    model_free(&m);
-    return s;
+    status s = describe(m, c, &o, core, &group, batch);
+    if (s != STATUS_OK) return s;
+    reserve(m, &m->memory);
+    model_train(m, NULL, NULL, 1.0f);
+    *needs = (model_needs){
+        .bytes = m->memory.peak_bytes,
+        .parameter_bytes = (size_t)params_total(&m->params) * 4 * sizeof(float),
+        .parameters = params_global_count(&m->params),
+        .train_flops = o.flops,
+        .tp_bytes = counter.bytes,
+        .tp_collectives = counter.collectives,
+    };
+    m->ops = m->attention.ops = NULL; /* o and group end here */
+    m->tp = m->attention.tp = NULL;
+    return STATUS_OK;
+}
+
+status model_describe(model *m, const config *c, const attn_core *core, int tp, int64_t batch, model_needs *needs) {
+    return measure(m, c, core, 0, tp, batch, needs);
 }
 
 status model_create(model *m, const config *c, ops *o, const attn_core *core, comm_group *tp, int64_t batch) {
     model_needs needs;
-    *m = (model){.ops = o};
-    TRY(model_measure(&needs, c, core, tp->rank, tp->size, batch));
+    status s = measure(m, c, core, tp->rank, tp->size, batch, &needs);
+    model_free(m);
+    if (s != STATUS_OK) return s;
     TRY(describe(m, c, o, core, tp, batch));
     m->memory = (arena){.base = o->alloc(o, needs.bytes), .size_bytes = needs.bytes};
     if (!m->memory.base)

@@ -39,11 +39,12 @@ typedef struct model {
     tensor logits;           /* [chunk, V_local] */
     float *ce;               /* [3, chunk]: row max, sums, picked */
     double *loss;            /* device: sum over tokens since model_take_loss */
+    double *norm_sq;         /* device: squared norm of the gradient (trainer/optimizer.h) */
     int32_t *input, *target; /* device, [N] */
     float *rotary_table;
 } model;
 
-typedef struct model_needs { /* what model_measure finds out for one rank */
+typedef struct model_needs { /* what one rank needs, found by a step over counting tables */
     size_t bytes;            /* device memory for everything below */
     size_t parameter_bytes;  /* weights, gradients, moments */
     int64_t parameters;      /* of the whole model */
@@ -58,8 +59,9 @@ status model_create(model *out, const config *c, ops *o, const attn_core *core, 
 
 void model_free(model *m);
 
-/* What rank `rank` of tp would need, without having it. */
-status model_measure(model_needs *out, const config *c, const attn_core *core, int rank, int tp, int64_t batch);
+/* The model of rank 0 of tp without its memory (every data pointer is NULL), and what it needs. For planning; the
+ * caller frees with model_free in any case. */
+status model_describe(model *out, const config *c, const attn_core *core, int tp, int64_t batch, model_needs *needs);
 
 /* Forward and backward of one micro-batch (host arrays [B T]): adds scale * d(sum of the tokens' cross-entropy) to the
  * gradients and the sum itself to the loss. Partial gradients stay partial. */

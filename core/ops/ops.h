@@ -37,7 +37,7 @@ struct ops {
     const char *name;
     dtype activation;    /* type of activations and of the weights' compute copy */
     status first_error;  /* STATUS_OK, or the first failure's code; its message is in status_message() */
-    double flops;             /* of matrix products so far: 2 m n k each */
+    double flops;        /* of matrix products so far: 2 m n k each */
     double gemm_seconds; /* time inside matrix products so far, on the calling thread */
 
     /* memory */
@@ -96,8 +96,11 @@ struct ops {
  * threads. */
 status ops_cpu(ops *out, int threads);
 
-/* A table that computes nothing and touches no memory, but counts flops: set-up code runs over it to find out what a step
- * needs. */
+/* What the CPU table's products come from, for `bulkhead version`. */
+const char *ops_cpu_blas(void);
+
+/* A table that computes nothing and touches no memory, but counts flops: set-up code runs over it to find out what a
+ * step needs. */
 void ops_count(ops *out, dtype activation);
 
 static inline status ops_status(const ops *o) {

@@ -1,0 +1,34 @@
+#include "trainer/cli/config_arguments.h"
+
+#include <getopt.h>
+#include <stddef.h>
+
+enum { SETTINGS = sizeof((config_arguments){0}).settings / sizeof(char *) };
+
+status config_arguments_parse(config_arguments *out, int argc, char **argv) {
+    static const struct option options[] = {
+        {"set", required_argument, NULL, 's'}, {"help", no_argument, NULL, 'h'}, {NULL, 0, NULL, 0}};
+    *out = (config_arguments){0};
+    opterr = 0;
+    optind = 1;
+    for (int option; (option = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
+        switch (option) {
+        case 'h':
+            out->help = true;
+            return STATUS_OK;
+        case 's':
+            if (out->setting_count == SETTINGS)
+                return status_fail(STATUS_USAGE, "more than %d --set options; put them into the file", SETTINGS);
+            out->settings[out->setting_count++] = optarg;
+            break;
+        default:
+            return status_fail(STATUS_USAGE, "'%s' is not understood; `bulkhead %s --help` lists the options",
+                               argv[optind - 1], argv[0]);
+        }
+    }
+    if (optind + 1 != argc)
+        return status_fail(STATUS_USAGE, "one CONFIG file is wanted, %d given; `bulkhead %s --help` shows how",
+                           argc - optind, argv[0]);
+    out->path = argv[optind];
+    return STATUS_OK;
+}

@@ -1,0 +1,44 @@
+/* The program: finds the command, runs it, prints the one message of a failure and turns its status into the exit code.
+ */
+#include "core/log.h"
+#include "trainer/cli/command.h"
+
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+
+static const command commands[] = {
+    {"prepare", "turn text into a tokenizer and token shards", cmd_prepare},
+    {"plan", "parameters, memory, communication and launch lines of a configuration", cmd_plan},
+    {"train", "pretrain a model (under mpirun or srun)", cmd_train},
+    {"query", "ask a run's spectral history database", cmd_query},
+    {"version", "what this program is", cmd_version},
+};
+
+static void usage(FILE *out) {
+    fprintf(out, "usage: bulkhead COMMAND [ARGUMENT...]\n\n");
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
+        fprintf(out, "  %-9s %s\n", commands[i].name, commands[i].summary);
+    fprintf(out, "\n`bulkhead COMMAND --help` explains a command.\n");
+}
+
+int main(int argc, char **argv) {
+    if (argc < 2) {
+        usage(stderr);
+        return STATUS_USAGE;
+    }
+    if (strcmp(argv[1], "--help") == 0 || strcmp(argv[1], "-h") == 0 || strcmp(argv[1], "help") == 0) {
+        usage(stdout);
+        return STATUS_OK;
+    }
+    if (strcmp(argv[1], "--version") == 0) return cmd_version(1, argv + 1);
+    signal(SIGPIPE, SIG_IGN); /* a closed pipe is a failed write, not a death */
+    for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
+        if (strcmp(argv[1], commands[i].name) != 0) continue;
+        status s = commands[i].run(argc - 1, argv + 1);
+        if (s != STATUS_OK && status_message()[0]) fprintf(stderr, "bulkhead %s: %s\n", argv[1], status_message());
+        return s;
+    }
+    fprintf(stderr, "bulkhead: there is no command '%s'; `bulkhead --help` lists them\n", argv[1]);
+    return STATUS_USAGE;
+}

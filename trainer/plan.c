@@ -1,0 +1,89 @@
+#include "trainer/plan.h"
+
+#include "diag/diag.h"
+#include "trainer/snapshots.h"
+
+#include <stdio.h>
+
+static int64_t count_snapshots(const config *c) {
+    int64_t count = 0;
+    if (c->diagnostics.ranks == 0) return 0;
+    for (int64_t step = 0; step <= c->train.steps; step++) count += snapshots_due(c, step);
+    return count;
+}
+
+/* Forward: scores and weighted sums, 2 operations each, half of the T x T square; backward: 5 products for the 2. */
+static double attention_flops(const attn_dims *d, int64_t layers) {
+    double square = (double)d->batch * d->heads * (double)d->context * (double)d->context;
+    return 3.5 * square * (d->nope + d->rope + d->value) * (double)layers;
+}
+
+static int64_t snapshot_bytes(const config *c, const model *m) {
+    int64_t bytes = 0;
+    for (int i = 0; i < m->params.count; i++) {
+        const param_spec *spec = &m->params.list[i].spec;
+        if (diag_wants(c, m->params.list[i].name)) bytes += spec->rows * spec->cols * (int64_t)sizeof(float);
+    }
+    return bytes;
+}
+
+/* Rows of `spectra` that one snapshot writes, about: heads and layers, by forms and parts. */
+static int64_t spectra_rows(const config *c) {
+    int64_t parts = c->attention.variant == VARIANT_MLA_DECOUPLED ? c->diagnostics.parts.count : 1;
+    return c->model.layers * parts * (c->model.heads * c->diagnostics.forms.count + 1);
+}
+
+status plan_make(plan *out, const config *c) {
+    int tp = (int)c->parallel.tensor, dp = c->parallel.data ? (int)c->parallel.data : 1;
+    int64_t batch = c->train.global_batch;
+    if (batch % dp != 0)
+        return status_fail(STATUS_CONFIG, "train.global_batch: %ld samples cannot be split over %d data-parallel ranks",
+                           (long)batch, dp);
+    int64_t micro = c->train.micro_batch ? c->train.micro_batch : batch / dp;
+    *out = (plan){.tp = tp,
+                  .dp = dp,
+                  .diagnostics_ranks = (int)c->diagnostics.ranks,
+                  .world = tp * dp + (int)c->diagnostics.ranks,
+                  .micro_batch = micro,
+                  .accumulation = batch / dp / micro,
+                  .tokens_per_step = batch * c->model.context,
+                  .snapshots = count_snapshots(c)};
+    if (micro * out->accumulation * dp != batch)
+        return status_fail(STATUS_CONFIG, "train.micro_batch: each rank's %ld samples a step are no multiple of %ld",
+                           (long)(batch / dp), (long)micro);
+    model m = {0};
+    status s = model_describe(&m, c, &attn_core_cpu, tp, micro, &out->rank0);
+    if (s == STATUS_OK) {
+        double micro_flops = out->rank0.train_flops * tp + attention_flops(&m.attention.dims, m.layers);
+        int64_t partial = m.params.region_first[REGION_PARTIAL + 1] - m.params.region_first[REGION_PARTIAL];
+        out->step_flops = micro_flops * (double)(out->accumulation * dp);
+        out->tp_step_bytes = tp == 1 ? 0 : out->rank0.tp_bytes * out->accumulation + partial * (int64_t)sizeof(float);
+        out->dp_step_bytes = dp == 1 ? 0 : params_total(&m.params) * (int64_t)sizeof(float);
+        out->snapshot_bytes = snapshot_bytes(c, &m);
+        out->database_bytes = 320 * (out->snapshots * spectra_rows(c) + c->train.steps);
+    }
+    model_free(&m);
+    return s;
+}
+
+static double mib(int64_t bytes) {
+    return (double)bytes / 0x1p20;
+}
+
+void plan_print(const plan *p, const config *c, const char *config_path) {
+    printf("model          %s, %.2f million parameters\n", config_variant_name(c->attention.variant),
+           (double)p->rank0.parameters / 1e6);
+    printf("ranks          tensor %d x data %d + diagnostics %d = %d\n", p->tp, p->dp, p->diagnostics_ranks, p->world);
+    printf("step           %ld tokens: %ld micro-batches of %ld samples a rank, %.3f TFLOP\n", (long)p->tokens_per_step,
+           (long)p->accumulation, (long)p->micro_batch, p->step_flops / 1e12);
+    printf("memory         %.1f MiB a compute rank, %.1f of them weights, gradients and moments\n",
+           mib((int64_t)p->rank0.bytes), mib((int64_t)p->rank0.parameter_bytes));
+    printf("communication  a rank and step: %.2f MiB tensor parallel (%ld collectives), %.2f MiB data parallel\n",
+           mib(p->tp_step_bytes), (long)(p->tp == 1 ? 0 : p->rank0.tp_collectives * p->accumulation),
+           mib(p->dp_step_bytes));
+    printf("snapshots      %ld of %.2f MiB; database about %.1f MiB\n", (long)p->snapshots, mib(p->snapshot_bytes),
+           mib(p->database_bytes));
+    printf("\nlaunch with\n  mpirun -n %d --bind-to none bulkhead train %s\n", p->world, config_path);
+    printf("or in a Slurm job\n  sbatch --ntasks=%d --wrap 'srun --mpi=pmix bulkhead train %s'\n", p->world,
+           config_path);
+}

@@ -1,0 +1,22 @@
+/* What a configuration will need, before anything is started: measured by running a step over counting tables. */
+#pragma once
+
+#include "core/config.h"
+#include "trainer/model.h"
+
+typedef struct plan {
+    model_needs rank0; /* of compute rank 0, for one micro-batch */
+    int tp, dp, diagnostics_ranks, world;
+    int64_t micro_batch, accumulation, tokens_per_step;
+    double step_flops;                    /* whole job: matrix products and causal attention, forward and backward */
+    int64_t tp_step_bytes, dp_step_bytes; /* payload of the collectives of one rank, one step */
+    int64_t snapshot_bytes;               /* whole job, one snapshot */
+    int64_t snapshots;                    /* in the run */
+    int64_t database_bytes;               /* estimate: 320 bytes a spectrum and a step */
+} plan;
+
+/* CONFIG when the shapes cannot be split. parallel.data absent: planned for one. */
+status plan_make(plan *out, const config *c);
+
+/* The plan as text, launch lines included. */
+void plan_print(const plan *p, const config *c, const char *config_path);

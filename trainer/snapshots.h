@@ -1,0 +1,28 @@
+/* The trainer's end of the snapshot channel: which pieces of the Q-K chain this rank sends, and when. */
+#pragma once
+
+#include "comm/snapshot.h"
+#include "trainer/model.h"
+
+typedef struct snapshots {
+    snapshot_piece *pieces;
+    int *param; /* the parameter of each piece */
+    int count;
+    size_t message_bytes;
+} snapshots;
+
+/* Lists the pieces: sharded parameters go from every tensor-parallel rank, replicated ones of layer l from rank l mod
+ * P; layer l comes from data-parallel rank l mod Q. */
+status snapshots_plan(snapshots *out, const model *m, const config *c, const comm_roles *roles);
+
+/* True after the steps that a snapshot is due: 0, all up to dense_until, every every-th, the last. */
+bool snapshots_due(const config *c, int64_t step);
+
+/* Compute ranks decide together (collective over roles->compute) whether the due snapshot is sent: compute rank 0 needs
+ * a credit, waiting for one or not as diagnostics.when_behind says; false when it is dropped. */
+bool snapshots_admitted(const config *c, const comm_roles *roles, channel_sender *sender);
+
+/* Copies this rank's pieces and hands them to the sending thread. */
+status snapshots_send(const snapshots *s, const model *m, channel_sender *sender, int64_t step);
+
+void snapshots_free(snapshots *s);

@@ -1,0 +1,417 @@
+/* The life of one rank of a training job. Compute ranks step; diagnostics ranks serve the channel.
+ *
+ * Boundary errors (configuration, data, folders) are agreed on by all ranks after each stage of the set-up and end the
+ * job with one message. An operation or collective that fails in mid-step leaves the ranks in different places: it
+ * aborts the job. */
+#include "trainer/train.h"
+
+#include "comm/channel.h"
+#include "core/file.h"
+#include "core/log.h"
+#include "data/dataset.h"
+#include "diag/diag.h"
+#include "trainer/optimizer.h"
+#include "trainer/run_folder.h"
+#include "trainer/schedule.h"
+#include "trainer/snapshots.h"
+
+#include <math.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+#include <unistd.h>
+
+typedef struct trainer {
+    config c;
+    comm_roles roles;
+    ops ops;
+    comm_group tp, dp;
+    model model;
+    dataset train, validation;
+    bool validates;
+    sampler sampler;
+    int64_t micro_batch, accumulation, last_step;
+    int32_t *input, *target; /* one micro-batch */
+    channel_sender *sender;
+    snapshots snapshots;
+    bool watches; /* snapshots are sent */
+    double started_s, loss, validation_loss, tokens_per_s;
+    /* diagnostics.ranks: 0: compute rank 0 keeps the database itself, in a thread */
+    diag *local_diag;
+    channel_receiver *local_receiver;
+    pthread_t local_thread;
+    bool local_thread_runs;
+} trainer;
+
+static double now_s(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* ---------------------------------------------------------------- set-up */
+
+static int64_t cores(void) {
+    cpu_set_t set;
+    return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
+}
+
+/* Threads come from the compute ranks alone, so that a run is the same with and without diagnostics ranks. */
+static void resolve_threads(trainer *t) {
+    int64_t share = cores() / t->roles.local_compute_ranks;
+    if (t->c.run.threads == 0) t->c.run.threads = share > 1 ? share : 1;
+}
+
+static status resolve_batch(trainer *t) {
+    int64_t batch = t->c.train.global_batch, dp = t->roles.dp;
+    if (batch % dp != 0)
+        return status_fail(
+            STATUS_CONFIG,
+            "train.global_batch: %ld samples cannot be split over %ld data-parallel ranks; choose a multiple",
+            (long)batch, (long)dp);
+    t->micro_batch = t->c.train.micro_batch ? t->c.train.micro_batch : batch / dp;
+    if (batch / dp % t->micro_batch != 0)
+        return status_fail(STATUS_CONFIG,
+                           "train.micro_batch: each rank's %ld samples a step are no multiple of %ld; choose a divisor",
+                           (long)(batch / dp), (long)t->micro_batch);
+    t->accumulation = batch / dp / t->micro_batch;
+    t->c.train.micro_batch = t->micro_batch;
+    t->c.parallel.data = dp;
+    return STATUS_OK;
+}
+
+static status open_data(trainer *t) {
+    const config *c = &t->c;
+    if (c->data.train.count == 0)
+        return status_fail(STATUS_CONFIG,
+                           "data.train: no training shards are named; make some with `bulkhead prepare`");
+    TRY(dataset_open(&t->train, (const char *const *)c->data.train.items, c->data.train.count, c->model.context,
+                     c->model.vocab));
+    t->validates = c->data.validation.count > 0;
+    if (t->validates)
+        TRY(dataset_open(&t->validation, (const char *const *)c->data.validation.items, c->data.validation.count,
+                         c->model.context, c->model.vocab));
+    t->sampler = (sampler){.data = &t->train,
+                           .seed = (uint64_t)c->run.seed,
+                           .global_batch = c->train.global_batch,
+                           .repeat = c->data.repeat};
+    t->last_step = sampler_last_step(&t->sampler);
+    if (t->last_step == 0)
+        return status_fail(
+            STATUS_DATA,
+            "data.train: %ld samples of %ld tokens are fewer than one global batch of %ld; set data.repeat: "
+            "true or lower train.global_batch",
+            (long)t->train.windows, (long)c->model.context, (long)c->train.global_batch);
+    if (t->last_step > c->train.steps) t->last_step = c->train.steps;
+    return STATUS_OK;
+}
+
+static status prepare_compute(trainer *t) {
+    resolve_threads(t);
+    TRY(resolve_batch(t));
+    TRY(ops_cpu(&t->ops, (int)t->c.run.threads));
+    TRY(open_data(t));
+    size_t tokens = (size_t)(t->micro_batch * t->c.model.context);
+    t->input = malloc(tokens * sizeof *t->input);
+    t->target = malloc(tokens * sizeof *t->target);
+    if (!t->input || !t->target) return status_fail(STATUS_CONFIG, "out of memory for a batch of %zu tokens", tokens);
+    return STATUS_OK;
+}
+
+static status build_compute(trainer *t) {
+    TRY(comm_roles_groups(&t->roles, &t->tp, &t->dp));
+    TRY(model_create(&t->model, &t->c, &t->ops, &attn_core_cpu, &t->tp, t->micro_batch));
+    t->watches = t->c.diagnostics.ranks > 0;
+    return t->watches ? snapshots_plan(&t->snapshots, &t->model, &t->c, &t->roles) : STATUS_OK;
+}
+
+static void *serve_local(void *argument) {
+    trainer *t = argument;
+    /* What fails inside is recorded there; training goes on. */
+    if (diag_serve(t->local_diag, t->local_receiver, 1) != STATUS_OK) log_error("diagnostics: %s", status_message());
+    return NULL;
+}
+
+/* The channel of a compute rank. */
+static status open_sender(trainer *t) {
+    if (t->c.diagnostics.ranks > 0) return channel_sender_open(&t->sender, &t->roles, t->snapshots.message_bytes);
+    if (t->roles.compute_rank != 0) return STATUS_OK;
+    TRY(diag_open(&t->local_diag, &t->c, t->c.run.dir, t->ops.name, t->roles.tp, t->roles.dp, t->roles.host));
+    TRY(channel_local_open(&t->sender, &t->local_receiver));
+    if (pthread_create(&t->local_thread, NULL, serve_local, t) != 0)
+        return status_fail(STATUS_INTERNAL, "cannot start the database thread");
+    t->local_thread_runs = true;
+    return STATUS_OK;
+}
+
+static void post(trainer *t, int kind, int64_t step, const void *record, size_t bytes) {
+    if (t->roles.compute_rank != 0) return;
+    if (channel_post(t->sender, kind, step, record, bytes) != STATUS_OK)
+        log_error("step %ld: a record could not be sent: %s", (long)step, status_message());
+}
+
+static void post_event(trainer *t, int64_t step, const char *level, const char *kind, const char *message) {
+    diag_event event = {.step = step};
+    snprintf(event.level, sizeof event.level, "%s", level);
+    snprintf(event.kind, sizeof event.kind, "%s", kind);
+    snprintf(event.message, sizeof event.message, "%s", message);
+    post(t, DIAG_EVENT, step, &event, sizeof event);
+}
+
+/* ---------------------------------------------------------------- validation */
+
+/* Windows [first, first + count) of d into the batch; the rest of the batch is filled with token 0. */
+static void load_windows(trainer *t, const dataset *d, int64_t first, int64_t count) {
+    int64_t context = t->c.model.context;
+    memset(t->input, 0, (size_t)(t->micro_batch * context) * sizeof *t->input);
+    memset(t->target, 0, (size_t)(t->micro_batch * context) * sizeof *t->target);
+    for (int64_t i = 0; i < count; i++) dataset_window(d, first + i, t->input + i * context, t->target + i * context);
+}
+
+/* Mean loss over the first windows of the validation shards; every token weighs the same. */
+static void validate(trainer *t, int64_t step) {
+    int64_t context = t->c.model.context, windows = t->c.train.eval_tokens / context;
+    if (windows < 1) windows = 1;
+    if (windows > t->validation.windows) windows = t->validation.windows;
+    for (int64_t first = 0, batch = 0; first < windows; first += t->micro_batch, batch++) {
+        if (batch % t->roles.dp != t->roles.dp_rank) continue;
+        int64_t count = windows - first < t->micro_batch ? windows - first : t->micro_batch;
+        load_windows(t, &t->validation, first, count);
+        model_evaluate(&t->model, t->input, t->target, count);
+    }
+    double sum = model_take_loss(&t->model);
+    comm_all_reduce(&t->dp, &sum, 1, DTYPE_F64, COMM_SUM, "validation loss", -1);
+    diag_eval record = {.step = step, .tokens = windows * context, .loss = sum / (double)(windows * context)};
+    snprintf(record.split, sizeof record.split, "validation");
+    post(t, DIAG_EVAL, step, &record, sizeof record);
+    t->validation_loss = record.loss;
+    if (t->roles.compute_rank == 0)
+        log_info("step %ld: validation loss %.4f over %ld tokens", (long)step, record.loss, (long)record.tokens);
+}
+
+/* ---------------------------------------------------------------- a step */
+
+static void snapshot_if_due(trainer *t, int64_t step) {
+    if (!t->watches || !snapshots_due(&t->c, step)) return;
+    if (!snapshots_admitted(&t->c, &t->roles, t->sender)) {
+        post_event(t, step, "info", "drop", "snapshot dropped: the diagnostics rank is behind");
+        return;
+    }
+    if (snapshots_send(&t->snapshots, &t->model, t->sender, step) != STATUS_OK) {
+        log_error("step %ld: snapshots end here: %s", (long)step, status_message());
+        t->watches = false;
+    }
+}
+
+/* Loss and gradients of this rank's share of the step's samples: sample s of the global batch belongs to data-parallel
+ * rank s / (global_batch / Q). */
+static void accumulate(trainer *t, int64_t step) {
+    int64_t context = t->c.model.context, share = t->c.train.global_batch / t->roles.dp;
+    float scale = (float)(1.0 / (double)(t->c.train.global_batch * context));
+    model_zero_gradients(&t->model);
+    for (int64_t k = 0; k < t->accumulation; k++) {
+        for (int64_t i = 0; i < t->micro_batch; i++) {
+            int64_t sample = t->roles.dp_rank * share + k * t->micro_batch + i;
+            dataset_window(&t->train, sampler_window(&t->sampler, step, sample), t->input + i * context,
+                           t->target + i * context);
+        }
+        model_train(&t->model, t->input, t->target, scale);
+    }
+}
+
+static void progress(const trainer *t, const diag_step *r) {
+    if (t->roles.compute_rank != 0) return;
+    bool due = r->step % t->c.train.log_every == 0 || r->step == 1 || r->step == t->last_step;
+    double left_s = (double)(t->last_step - r->step) * (now_s() - t->started_s) / (double)r->step;
+    if (isatty(STDERR_FILENO) && !due)
+        fprintf(stderr, "\rstep %ld/%ld  loss %.4f  %.0f tokens/s  %.0f s left\033[K", (long)r->step,
+                (long)t->last_step, r->loss, r->tokens_per_s, left_s);
+    if (due)
+        log_info("%sstep %ld/%ld  loss %.4f  grad norm %.3f  lr %.2e  %.0f tokens/s  %.0f s left",
+                 isatty(STDERR_FILENO) ? "\r\033[K" : "", (long)r->step, (long)t->last_step, r->loss, r->grad_norm,
+                 r->lr, r->tokens_per_s, left_s);
+}
+
+/* A loss or gradient that is not finite: the update was left out on every rank; stop, or go on with the next step. */
+static status not_finite(trainer *t, const diag_step *r) {
+    char message[256];
+    snprintf(message, sizeof message, "step %ld: loss %g, gradient norm %g: not finite; the update is left out",
+             (long)r->step, r->loss, r->grad_norm);
+    post_event(t, r->step, "error", "nan", message);
+    if (t->c.train.on_nan == ON_NAN_STOP)
+        return status_fail(STATUS_INTERNAL,
+                           "%s and training stops (train.on_nan: stop); lower train.lr or raise train.warmup", message);
+    if (t->roles.compute_rank == 0) log_warn("%s", message);
+    return STATUS_OK;
+}
+
+static status step(trainer *t, int64_t number) {
+    double start = now_s();
+    int64_t tokens = t->c.train.global_batch * t->c.model.context;
+    accumulate(t, number);
+    optimizer_reduce(&t->model, &t->dp);
+    double loss = model_take_loss(&t->model);
+    comm_all_reduce(&t->dp, &loss, 1, DTYPE_F64, COMM_SUM, "loss", -1);
+    diag_step record = {.step = number,
+                        .tokens = number * tokens,
+                        .loss = loss / (double)tokens,
+                        .grad_norm = optimizer_norm(&t->model),
+                        .lr = schedule_lr(&t->c, number),
+                        .mfu = NAN};
+    optimizer_update(&t->model, &t->c, number, record.lr);
+    status s = model_status(&t->model);
+    if (s == STATUS_OK) s = comm_status(&t->dp);
+    if (s != STATUS_OK) {
+        log_error("step %ld: %s", (long)number, status_message());
+        comm_abort(s);
+    }
+    record.step_ms = 1e3 * (now_s() - start);
+    record.tokens_per_s = 1e3 * (double)tokens / record.step_ms;
+    t->loss = record.loss;
+    post(t, DIAG_STEP, number, &record, sizeof record);
+    progress(t, &record);
+    if (!isfinite(record.loss) || !isfinite(record.grad_norm)) TRY(not_finite(t, &record));
+    snapshot_if_due(t, number);
+    int64_t every = t->c.train.eval_every;
+    if (t->validates && (number == t->last_step || (every && number % every == 0))) validate(t, number);
+    return STATUS_OK;
+}
+
+static status train_loop(trainer *t) {
+    status s = STATUS_OK;
+    int64_t number = 0;
+    t->started_s = now_s();
+    snapshot_if_due(t, 0);
+    while (s == STATUS_OK && number < t->last_step) s = step(t, ++number);
+    double seconds = now_s() - t->started_s;
+    t->tokens_per_s = (double)(number * t->c.train.global_batch * t->c.model.context) / seconds;
+
+    if (s == STATUS_OK && number < t->c.train.steps) {
+        char message[256];
+        snprintf(message, sizeof message,
+                 "the data ends after step %ld of %ld (data.repeat: false); training stops there", (long)number,
+                 (long)t->c.train.steps);
+        post_event(t, number, "warn", "data", message);
+        if (t->roles.compute_rank == 0) log_warn("%s", message);
+    }
+    diag_finish finish = {.last_step = number, .exit_code = s};
+    snprintf(finish.status, sizeof finish.status, "%s", s == STATUS_OK ? "finished" : "failed");
+    post(t, DIAG_FINISH, number, &finish, sizeof finish);
+    return s;
+}
+
+/* ---------------------------------------------------------------- the ranks */
+
+static void announce(const trainer *t) {
+    const config *c = &t->c;
+    if (t->roles.compute_rank != 0) return;
+    log_info("run %s: %s, %.1f million parameters, tensor parallel %d, data parallel %d, %ld threads a rank, %s",
+             c->run.name, config_variant_name(c->attention.variant),
+             (double)params_global_count(&t->model.params) / 1e6, t->roles.tp, t->roles.dp, (long)c->run.threads,
+             t->ops.name);
+    log_info("%ld training samples of %ld tokens; %ld steps of %ld samples; folder %s", (long)t->train.windows,
+             (long)c->model.context, (long)t->last_step, (long)c->train.global_batch, c->run.dir);
+}
+
+static void close_channel(trainer *t) {
+    if (t->sender && channel_sender_close(t->sender) != STATUS_OK) log_error("channel: %s", status_message());
+    if (t->local_thread_runs) pthread_join(t->local_thread, NULL);
+    if (t->local_receiver) channel_receiver_close(t->local_receiver);
+    if (t->local_diag) diag_close(t->local_diag);
+}
+
+static void close_compute(trainer *t) {
+    snapshots_free(&t->snapshots);
+    model_free(&t->model);
+    dataset_close(&t->train);
+    dataset_close(&t->validation);
+    free(t->input);
+    free(t->target);
+    comm_close(&t->tp);
+    comm_close(&t->dp);
+}
+
+static void report(const trainer *t) {
+    if (t->roles.compute_rank != 0) return;
+    printf("run %s: %s, %ld steps, loss %.4f", t->c.run.name, config_variant_name(t->c.attention.variant),
+           (long)t->last_step, t->loss);
+    if (t->validates) printf(", validation loss %.4f", t->validation_loss);
+    printf(", %.0f tokens/s\n%s/run.db\n", t->tokens_per_s, t->c.run.dir);
+    fflush(stdout);
+}
+
+static status open_log(trainer *t) {
+    char path[4096];
+    run_folder_path(path, sizeof path, &t->c, "log.txt");
+    return log_to_file(path);
+}
+
+static status run_compute(trainer *t) {
+    MPI_Comm world = t->roles.world;
+    bool first = t->roles.compute_rank == 0;
+    status s = comm_agree(world, prepare_compute(t));
+    if (s == STATUS_OK) s = comm_agree(world, build_compute(t));
+    if (s == STATUS_OK) s = comm_agree(world, first ? run_folder_create(&t->c) : STATUS_OK);
+    if (s == STATUS_OK) {
+        status mine = first ? open_log(t) : STATUS_OK;
+        if (mine == STATUS_OK) mine = open_sender(t);
+        s = comm_agree(world, mine);
+        if (s == STATUS_OK) {
+            announce(t);
+            s = train_loop(t);
+            if (s == STATUS_OK) report(t);
+            close_channel(t);
+        } else if (first) {
+            close_channel(t);
+            run_folder_discard(&t->c);
+        }
+    }
+    close_compute(t);
+    return s;
+}
+
+/* Stage by stage the same agreements as run_compute. */
+static status run_diagnostics(trainer *t) {
+    MPI_Comm world = t->roles.world;
+    diag *d = NULL;
+    channel_receiver *receiver = NULL;
+    status s = comm_agree(world, STATUS_OK);              /* shapes and data */
+    if (s == STATUS_OK) s = comm_agree(world, STATUS_OK); /* memory */
+    if (s == STATUS_OK) s = comm_agree(world, STATUS_OK); /* run folder */
+    if (s == STATUS_OK) {
+        if (t->roles.oversubscribed && nice(10) == -1) log_debug("the diagnostics rank keeps its priority");
+        status mine = diag_open(&d, &t->c, t->c.run.dir, "cpu", t->roles.tp, t->roles.dp, t->roles.host);
+        if (mine == STATUS_OK) mine = channel_receiver_open(&receiver, &t->roles);
+        s = comm_agree(world, mine);
+        if (s == STATUS_OK) s = diag_serve(d, receiver, t->roles.tp * t->roles.dp);
+    }
+    if (receiver) channel_receiver_close(receiver);
+    if (d) diag_close(d);
+    return s;
+}
+
+status train_run(const train_options *options) {
+    trainer *t = calloc(1, sizeof *t);
+    if (!t) return status_fail(STATUS_INTERNAL, "out of memory");
+    status s = config_load(&t->c, options->config_path, options->settings, options->setting_count);
+    s = comm_agree(MPI_COMM_WORLD, s);
+    if (s == STATUS_OK)
+        s = comm_roles_split(&t->roles, (int)t->c.parallel.tensor, (int)t->c.parallel.data,
+                             (int)t->c.diagnostics.ranks);
+    if (s == STATUS_OK) {
+        char who[32] = "";
+        if (t->roles.diagnostics) snprintf(who, sizeof who, "diagnostics");
+        if (t->roles.compute_rank > 0) snprintf(who, sizeof who, "rank %d", t->roles.compute_rank);
+        log_setup(who, LOG_INFO);
+        s = t->roles.diagnostics ? run_diagnostics(t) : run_compute(t);
+        s = comm_agree(t->roles.world, s);
+    }
+    comm_roles_free(&t->roles);
+    config_free(&t->c);
+    log_close();
+    free(t);
+    return s;
+}

@@ -1,0 +1,14 @@
+/* `bulkhead train`: from a launched rank to a finished run. */
+#pragma once
+
+#include "core/status.h"
+
+typedef struct train_options {
+    const char *config_path;
+    const char *const *settings; /* "section.key=value" */
+    int setting_count;
+} train_options;
+
+/* The body of one rank, compute or diagnostics; MPI is started and all ranks call it. On failure all ranks return the
+ * same status and message, except after a failure in mid-step, which ends the job from inside (comm_abort). */
+status train_run(const train_options *options);
