@@ -1,0 +1,170 @@
+/* The channel's two ends are queues. In one process both ends share one; over MPI a thread at each end carries messages
+ * from the sender's to the receiver's (wire.c). The snapshot buffers stand in a queue of their own while they are free:
+ * taking one waits for the thread to put it back. */
+#include "comm/channel.h"
+
+#include "comm/queue.h"
+#include "comm/wire.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+struct channel_sender {
+    queue *out;
+    queue *buffers;       /* free snapshot buffers; NULL in one process */
+    channel_message held; /* the buffer got last; data NULL: none */
+    size_t snapshot_bytes;
+    int rank;
+    wire_out *wire; /* NULL in one process */
+};
+
+struct channel_receiver {
+    queue *in;
+    wire_in *wire; /* NULL in one process */
+};
+
+static status no_memory(void) {
+    return status_fail(STATUS_INTERNAL, "out of memory for the channel to the diagnostics rank");
+}
+
+/* A buffer whose pages are there already: the first snapshot must not cost more than the next. */
+static status add_buffer(channel_sender *s) {
+    channel_message buffer = {.kind = CHANNEL_SNAPSHOT, .sender = s->rank};
+    size_t bytes = s->snapshot_bytes > 0 ? s->snapshot_bytes : 1;
+    buffer.data = malloc(bytes);
+    if (!buffer.data)
+        return status_fail(STATUS_INTERNAL, "out of memory for a snapshot buffer of %zu bytes", s->snapshot_bytes);
+    memset(buffer.data, 0, bytes);
+    status result = queue_push(s->buffers, &buffer);
+    if (result != STATUS_OK) free(buffer.data);
+    return result;
+}
+
+static void free_sender(channel_sender *s) {
+    free(s->held.data);
+    queue_free(s->buffers);
+    queue_free(s->out);
+    free(s);
+}
+
+status channel_sender_open(channel_sender **out, const comm_roles *roles, size_t snapshot_bytes) {
+    *out = NULL;
+    if (roles->diagnostics || roles->diagnostics_ranks < 1)
+        return status_fail(STATUS_INTERNAL, "a channel over MPI leads from a compute rank to a diagnostics rank");
+    channel_sender *s = calloc(1, sizeof *s);
+    if (!s) return no_memory();
+    s->rank = roles->compute_rank;
+    s->snapshot_bytes = snapshot_bytes;
+    s->out = queue_open(1);
+    s->buffers = queue_open(1);
+    status result = s->out && s->buffers ? STATUS_OK : no_memory();
+    for (int i = 0; i < CHANNEL_SNAPSHOT_BUFFERS && result == STATUS_OK; i++) result = add_buffer(s);
+    if (result == STATUS_OK) result = wire_out_open(&s->wire, roles, s->out, s->buffers);
+    if (result != STATUS_OK) {
+        free_sender(s);
+        return result;
+    }
+    *out = s;
+    return STATUS_OK;
+}
+
+status channel_receiver_open(channel_receiver **out, const comm_roles *roles) {
+    *out = NULL;
+    if (!roles->diagnostics) return status_fail(STATUS_INTERNAL, "only a diagnostics rank receives over MPI");
+    channel_receiver *r = calloc(1, sizeof *r);
+    if (!r) return no_memory();
+    r->in = queue_open(1);
+    status result = r->in ? wire_in_open(&r->wire, roles, r->in) : no_memory();
+    if (result != STATUS_OK) {
+        queue_free(r->in);
+        free(r);
+        return result;
+    }
+    *out = r;
+    return STATUS_OK;
+}
+
+status channel_local_open(channel_sender **sender, channel_receiver **receiver) {
+    *sender = NULL;
+    *receiver = NULL;
+    channel_sender *s = calloc(1, sizeof *s);
+    channel_receiver *r = calloc(1, sizeof *r);
+    queue *shared = s && r ? queue_open(2) : NULL;
+    if (!shared) {
+        free(s);
+        free(r);
+        return no_memory();
+    }
+    s->out = r->in = shared;
+    *sender = s;
+    *receiver = r;
+    return STATUS_OK;
+}
+
+status channel_post(channel_sender *s, int kind, int64_t step, const void *data, size_t bytes) {
+    if (kind < 0) return status_fail(STATUS_INTERNAL, "message kind %d is the channel's own", kind);
+    channel_message m = {.kind = kind, .sender = s->rank, .step = step, .bytes = bytes};
+    m.data = malloc(bytes > 0 ? bytes : 1);
+    if (!m.data) return no_memory();
+    if (bytes > 0) memcpy(m.data, data, bytes);
+    status result = queue_push(s->out, &m);
+    if (result != STATUS_OK) free(m.data);
+    return result;
+}
+
+bool channel_take_credit(channel_sender *s) {
+    return s->wire && wire_out_take_credit(s->wire);
+}
+
+void *channel_snapshot_buffer(channel_sender *s) {
+    if (!s->buffers) {
+        status_fail(STATUS_INTERNAL, "snapshots travel over MPI only");
+        return NULL;
+    }
+    if (!s->held.data && queue_pop(s->buffers, &s->held) != STATUS_OK) s->held.data = NULL;
+    return s->held.data;
+}
+
+status channel_snapshot_send(channel_sender *s, int64_t step, size_t bytes) {
+    if (!s->held.data) return status_fail(STATUS_INTERNAL, "a snapshot was sent without a buffer");
+    if (bytes > s->snapshot_bytes)
+        return status_fail(STATUS_INTERNAL, "a snapshot of %zu bytes does not fit its buffer of %zu", bytes,
+                           s->snapshot_bytes);
+    s->held.step = step;
+    s->held.bytes = bytes;
+    TRY(queue_push(s->out, &s->held));
+    s->held.data = NULL;
+    return STATUS_OK;
+}
+
+status channel_sender_status(channel_sender *s) {
+    return queue_status(s->out);
+}
+
+status channel_sender_close(channel_sender *s) {
+    queue_end(s->out);
+    if (s->wire) wire_out_close(s->wire);
+    status result = queue_status(s->out);
+    free_sender(s);
+    return result;
+}
+
+status channel_receive(channel_receiver *r, channel_message *message) {
+    return queue_pop(r->in, message);
+}
+
+void channel_release(channel_receiver *r, channel_message *message) {
+    free(message->data);
+    message->data = NULL;
+}
+
+void channel_grant(channel_receiver *r) {
+    if (r->wire) wire_in_grant(r->wire);
+}
+
+void channel_receiver_close(channel_receiver *r) {
+    queue_fail(r->in, STATUS_INTERNAL, "the receiving end of the channel has closed");
+    if (r->wire) wire_in_close(r->wire);
+    queue_free(r->in);
+    free(r);
+}

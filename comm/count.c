@@ -25,5 +25,9 @@ static const comm_backend backend = {.name = "count",
                                      .close = count_close};
 
 void comm_count(comm_group *out, comm_counter *counter, int rank, int size) {
-    *out = (comm_group){.backend = &backend, .rank = rank, .size = size, .mpi = MPI_COMM_NULL, .counter = counter};
+    comm_self(out);
+    out->backend = &backend;
+    out->rank = rank;
+    out->size = size;
+    out->counter = counter;
 }

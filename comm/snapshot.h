@@ -20,11 +20,17 @@ size_t snapshot_message_bytes(const snapshot_piece *pieces, int count);
  */
 float *snapshot_message_begin(void *message, const snapshot_piece *pieces, int count);
 
+typedef struct snapshot_box {
+    int64_t row, col, n_rows, n_cols;
+} snapshot_box;
+
 typedef struct snapshot_tensor {
     char name[64];
     int64_t rows, cols;
     float *data;  /* [rows, cols] */
     int64_t seen; /* elements that have arrived */
+    int boxes;
+    snapshot_box *box; /* [boxes]: which, so that none arrives twice */
 } snapshot_tensor;
 
 typedef struct snapshot {
@@ -35,7 +41,8 @@ typedef struct snapshot {
 } snapshot;
 
 /* Adds one rank's message to the snapshot of its step (s->step is set by the first). DATA when the message is
- * malformed, of another step, or disagrees with the others about a tensor. */
+ * malformed, of another step, disagrees with the others about a tensor, or repeats an element: a snapshot that got such
+ * a message is to be discarded. */
 status snapshot_add(snapshot *s, const channel_message *message);
 
 /* True when each tensor has arrived whole. */

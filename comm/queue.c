@@ -1,0 +1,110 @@
+#include "comm/queue.h"
+
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+typedef struct node {
+    channel_message message;
+    struct node *next;
+} node;
+
+struct queue {
+    pthread_mutex_t lock; /* guards all below */
+    pthread_cond_t changed;
+    int owners;
+    node *first, **last;
+    bool ended;
+    status failure;
+    char reason[512];
+};
+
+queue *queue_open(int owners) {
+    queue *q = calloc(1, sizeof *q);
+    if (!q) return NULL;
+    pthread_mutex_init(&q->lock, NULL);
+    pthread_cond_init(&q->changed, NULL);
+    q->owners = owners;
+    q->last = &q->first;
+    return q;
+}
+
+void queue_free(queue *q) {
+    if (!q) return;
+    pthread_mutex_lock(&q->lock);
+    int left = --q->owners;
+    pthread_mutex_unlock(&q->lock);
+    if (left > 0) return;
+    while (q->first) {
+        node *n = q->first;
+        q->first = n->next;
+        free(n->message.data);
+        free(n);
+    }
+    pthread_cond_destroy(&q->changed);
+    pthread_mutex_destroy(&q->lock);
+    free(q);
+}
+
+/* Call with the lock held. */
+static status failure(const queue *q) {
+    return q->failure == STATUS_OK ? STATUS_OK : status_fail(q->failure, "%s", q->reason);
+}
+
+status queue_push(queue *q, const channel_message *message) {
+    node *n = malloc(sizeof *n);
+    if (!n) return status_fail(STATUS_INTERNAL, "out of memory for a message");
+    *n = (node){.message = *message};
+    pthread_mutex_lock(&q->lock);
+    status result = failure(q);
+    if (result == STATUS_OK && q->ended)
+        result = status_fail(STATUS_INTERNAL, "a message was sent after the end of its channel");
+    if (result == STATUS_OK) {
+        *q->last = n;
+        q->last = &n->next;
+        pthread_cond_signal(&q->changed);
+    }
+    pthread_mutex_unlock(&q->lock);
+    if (result != STATUS_OK) free(n);
+    return result;
+}
+
+status queue_pop(queue *q, channel_message *message) {
+    *message = (channel_message){.kind = CHANNEL_END};
+    pthread_mutex_lock(&q->lock);
+    while (!q->first && !q->ended && q->failure == STATUS_OK) pthread_cond_wait(&q->changed, &q->lock);
+    node *n = q->first;
+    status result = n ? STATUS_OK : failure(q);
+    if (n) {
+        q->first = n->next;
+        if (!q->first) q->last = &q->first;
+    }
+    pthread_mutex_unlock(&q->lock);
+    if (n) *message = n->message;
+    free(n);
+    return result;
+}
+
+void queue_end(queue *q) {
+    pthread_mutex_lock(&q->lock);
+    q->ended = true;
+    pthread_cond_broadcast(&q->changed);
+    pthread_mutex_unlock(&q->lock);
+}
+
+void queue_fail(queue *q, status code, const char *reason) {
+    pthread_mutex_lock(&q->lock);
+    if (q->failure == STATUS_OK) {
+        q->failure = code;
+        snprintf(q->reason, sizeof q->reason, "%s", reason);
+    }
+    pthread_cond_broadcast(&q->changed);
+    pthread_mutex_unlock(&q->lock);
+}
+
+status queue_status(queue *q) {
+    pthread_mutex_lock(&q->lock);
+    status result = failure(q);
+    pthread_mutex_unlock(&q->lock);
+    return result;
+}

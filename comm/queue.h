@@ -1,0 +1,23 @@
+/* Private to comm/: a queue of messages between two threads. It ends in one of two ways: its writer ends it, and the
+ * reader sees CHANNEL_END after the last message; or either side fails it, and the first reason is kept for both. */
+#pragma once
+
+#include "comm/channel.h"
+
+typedef struct queue queue;
+
+/* NULL: out of memory. Each owner frees it once. */
+queue *queue_open(int owners);
+void queue_free(queue *q);
+
+/* Takes message->data when it returns OK. Fails with the queue's reason, or when it has ended. */
+status queue_push(queue *q, const channel_message *message);
+
+/* The next message, CHANNEL_END when there will be none; waits. What came before a failure is still handed out. */
+status queue_pop(queue *q, channel_message *message);
+
+void queue_end(queue *q);
+void queue_fail(queue *q, status code, const char *reason);
+
+/* The queue's failure, with its reason as this thread's message; OK while there is none. */
+status queue_status(queue *q);

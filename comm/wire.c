@@ -1,0 +1,362 @@
+/* A message is a header and then its bytes in chunks, in order, on a communicator that nobody else uses. All waiting is
+ * test and sleep: on a machine with few cores a spinning thread costs the training loop a core. */
+#define _GNU_SOURCE /* gettid */
+#include "comm/wire.h"
+
+#include "comm/backends.h"
+#include "comm/backoff.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+enum tag { TAG_HEADER = 1, TAG_CHUNK, TAG_CREDIT };
+
+enum {
+    CHUNK_BYTES = 4 << 20,
+    SEND_SLEEP_US = 200,     /* between two tests, at most */
+    RECEIVE_SLEEP_US = 1000, /* between two probes of an idle channel, at most */
+    LAST_CREDIT = -1,
+    LOW_PRIORITY = 10, /* nice value where cores are too few */
+};
+
+typedef struct wire_header {
+    int64_t kind, step;
+    uint64_t bytes;
+} wire_header;
+
+struct wire_out {
+    MPI_Comm comm;
+    int destinations;
+    int *destination; /* [destinations]: all get the end; the first gets the messages, and grants the credits */
+    bool takes_credits, low_priority;
+    int credits; /* these two belong to the caller's thread */
+    bool last_credit;
+    queue *from, *buffers;
+    pthread_t thread;
+};
+
+/* One sender's unfinished message. */
+typedef struct stream {
+    wire_header header;
+    char *data; /* NULL: being thrown away */
+    uint64_t arrived;
+    bool open;
+} stream;
+
+struct wire_in {
+    MPI_Comm comm;
+    int senders, ended;
+    int *rank_of; /* [world]: the compute rank of each sender's world rank */
+    int creditor; /* world rank of compute rank 0, -1: somebody else grants */
+    bool low_priority;
+    stream *streams; /* [senders] */
+    char *scratch;   /* [CHUNK_BYTES]: where unwanted bytes go */
+    queue *to;
+    int grants; /* asked for by the caller, not yet sent; atomic */
+    pthread_t thread;
+};
+
+static status wait_for(MPI_Request *request, long most_us) {
+    backoff pause = {0};
+    int done = 0;
+    for (;;) {
+        TRY(comm_check(MPI_Test(request, &done, MPI_STATUS_IGNORE), "the channel to the diagnostics rank"));
+        if (done) return STATUS_OK;
+        backoff_sleep(&pause, most_us);
+    }
+}
+
+/* Signals are the main thread's business. */
+static status start_thread(pthread_t *thread, void *(*run)(void *), void *user) {
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int error = pthread_create(thread, NULL, run, user);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return error ? status_fail(STATUS_INTERNAL, "cannot start the channel's thread: %s", strerror(error)) : STATUS_OK;
+}
+
+/* On Linux the nice value is a thread's own. */
+static void lower_priority(bool really) {
+    if (really) setpriority(PRIO_PROCESS, (id_t)gettid(), LOW_PRIORITY);
+}
+
+/* ---- the sending end ---- */
+
+static status send_bytes(const wire_out *w, const void *data, size_t bytes, int to, int tag) {
+    MPI_Request request;
+    TRY(comm_check(MPI_Isend(data, (int)bytes, MPI_BYTE, to, tag, w->comm, &request),
+                   "sending to the diagnostics rank"));
+    return wait_for(&request, SEND_SLEEP_US);
+}
+
+static status send_message(const wire_out *w, const channel_message *m) {
+    wire_header header = {.kind = m->kind, .step = m->step, .bytes = m->bytes};
+    TRY(send_bytes(w, &header, sizeof header, w->destination[0], TAG_HEADER));
+    for (size_t at = 0; at < m->bytes; at += CHUNK_BYTES) {
+        size_t left = m->bytes - at;
+        TRY(send_bytes(w, (const char *)m->data + at, left < CHUNK_BYTES ? left : CHUNK_BYTES, w->destination[0],
+                       TAG_CHUNK));
+    }
+    return STATUS_OK;
+}
+
+/* A synchronous send is complete when the receiver has taken it, and with it all that came before. */
+static status send_end(const wire_out *w) {
+    wire_header header = {.kind = CHANNEL_END};
+    for (int i = 0; i < w->destinations; i++) {
+        MPI_Request request;
+        TRY(comm_check(MPI_Issend(&header, sizeof header, MPI_BYTE, w->destination[i], TAG_HEADER, w->comm, &request),
+                       "ending the channel"));
+        TRY(wait_for(&request, SEND_SLEEP_US));
+    }
+    return STATUS_OK;
+}
+
+static status give_up_message(wire_out *w, channel_message *m) {
+    if (m->kind == CHANNEL_SNAPSHOT) return queue_push(w->buffers, m);
+    free(m->data);
+    return STATUS_OK;
+}
+
+static void *run_out(void *user) {
+    wire_out *w = user;
+    lower_priority(w->low_priority);
+    channel_message m;
+    status result = STATUS_OK;
+    while (result == STATUS_OK) {
+        result = queue_pop(w->from, &m);
+        if (result != STATUS_OK || m.kind == CHANNEL_END) break;
+        result = send_message(w, &m);
+        status freed = give_up_message(w, &m);
+        if (result == STATUS_OK) result = freed;
+    }
+    if (result == STATUS_OK) result = send_end(w);
+    if (result != STATUS_OK) {
+        queue_fail(w->from, result, status_message());
+        queue_fail(w->buffers, result, status_message());
+    }
+    return NULL;
+}
+
+status wire_out_open(wire_out **out, const comm_roles *roles, queue *from, queue *buffers) {
+    *out = NULL;
+    size_t destinations = (size_t)roles->diagnostics_ranks;
+    wire_out *w = calloc(1, sizeof *w);
+    int *destination = calloc(destinations, sizeof *destination);
+    status result = STATUS_OK;
+    if (!w || !destination) {
+        result = status_fail(STATUS_INTERNAL, "out of memory for the channel");
+        goto fail;
+    }
+    memcpy(destination, roles->diagnostics_world_ranks, destinations * sizeof *destination);
+    *w = (wire_out){.comm = roles->channel,
+                    .destinations = roles->diagnostics_ranks,
+                    .destination = destination,
+                    .takes_credits = roles->compute_rank == 0,
+                    .low_priority = roles->oversubscribed,
+                    .from = from,
+                    .buffers = buffers};
+    result = start_thread(&w->thread, run_out, w);
+    if (result == STATUS_OK) {
+        *out = w;
+        return STATUS_OK;
+    }
+fail:
+    free(destination);
+    free(w);
+    return result;
+}
+
+/* Takes in what the receiver has granted so far. */
+static status receive_credits(wire_out *w) {
+    for (;;) {
+        int found = 0, credit = 0;
+        MPI_Message message;
+        TRY(comm_check(MPI_Improbe(w->destination[0], TAG_CREDIT, w->comm, &found, &message, MPI_STATUS_IGNORE),
+                       "looking for credits"));
+        if (!found) return STATUS_OK;
+        TRY(comm_check(MPI_Mrecv(&credit, 1, MPI_INT, &message, MPI_STATUS_IGNORE), "receiving a credit"));
+        if (credit == LAST_CREDIT) {
+            w->last_credit = true;
+        } else {
+            w->credits += credit;
+        }
+    }
+}
+
+bool wire_out_take_credit(wire_out *w) {
+    if (!w->takes_credits) return false;
+    status result = receive_credits(w);
+    if (result != STATUS_OK) queue_fail(w->from, result, status_message());
+    if (w->credits == 0) return false;
+    w->credits--;
+    return true;
+}
+
+void wire_out_close(wire_out *w) {
+    pthread_join(w->thread, NULL);
+    /* MPI must not end with messages that nobody took: the receiver's thread marks its last credit. */
+    backoff pause = {0};
+    while (w->takes_credits && !w->last_credit && queue_status(w->from) == STATUS_OK) {
+        status result = receive_credits(w);
+        if (result != STATUS_OK) queue_fail(w->from, result, status_message());
+        if (!w->last_credit) backoff_sleep(&pause, RECEIVE_SLEEP_US);
+    }
+    free(w->destination);
+    free(w);
+}
+
+/* ---- the receiving end ---- */
+
+static void fail_in(wire_in *w, status code) {
+    queue_fail(w->to, code, status_message());
+}
+
+static void protocol_error(wire_in *w, int sender, const char *what) {
+    fail_in(w, status_fail(STATUS_INTERNAL, "the channel from compute rank %d is out of step: %s", sender, what));
+}
+
+static status send_credit(wire_in *w, int credit) {
+    if (w->creditor < 0) return STATUS_OK;
+    MPI_Request request;
+    TRY(comm_check(MPI_Isend(&credit, 1, MPI_INT, w->creditor, TAG_CREDIT, w->comm, &request), "granting a credit"));
+    return wait_for(&request, SEND_SLEEP_US);
+}
+
+static void deliver(wire_in *w, int sender) {
+    stream *s = &w->streams[sender];
+    channel_message m = {.kind = (int)s->header.kind,
+                         .sender = sender,
+                         .step = s->header.step,
+                         .bytes = s->header.bytes,
+                         .data = s->data};
+    if (queue_push(w->to, &m) != STATUS_OK) free(m.data); /* the caller has closed or failed: it wants no more */
+    *s = (stream){0};
+}
+
+static status take_header(wire_in *w, int sender, const wire_header *header) {
+    stream *s = &w->streams[sender];
+    if (s->open) {
+        protocol_error(w, sender, "a message began inside another");
+        free(s->data);
+    }
+    *s = (stream){0};
+    if (header->kind == CHANNEL_END) {
+        w->ended++;
+        if (sender != 0) return STATUS_OK;
+        status result = send_credit(w, LAST_CREDIT);
+        w->creditor = -1;
+        return result;
+    }
+    *s = (stream){.header = *header, .open = true};
+    s->data = malloc(header->bytes > 0 ? header->bytes : 1);
+    if (!s->data)
+        fail_in(w, status_fail(STATUS_INTERNAL, "out of memory for a message of %llu bytes from compute rank %d",
+                               (unsigned long long)header->bytes, sender));
+    if (header->bytes == 0) deliver(w, sender);
+    return STATUS_OK;
+}
+
+static status receive_bytes(void *into, int bytes, MPI_Message *message) {
+    MPI_Request request;
+    TRY(comm_check(MPI_Imrecv(into, bytes, MPI_BYTE, message, &request), "receiving from a compute rank"));
+    return wait_for(&request, SEND_SLEEP_US);
+}
+
+static status take_chunk(wire_in *w, int sender, int bytes, MPI_Message *message) {
+    stream *s = &w->streams[sender];
+    bool fits = s->open && (uint64_t)bytes <= s->header.bytes - s->arrived;
+    if (!fits) protocol_error(w, sender, "more bytes came than its header said");
+    TRY(receive_bytes(fits && s->data ? s->data + s->arrived : w->scratch, bytes, message));
+    if (!fits) return STATUS_OK;
+    s->arrived += (uint64_t)bytes;
+    if (s->arrived == s->header.bytes) deliver(w, sender);
+    return STATUS_OK;
+}
+
+/* Takes one message in, if there is one. */
+static status poll_in(wire_in *w, bool *found) {
+    int arrived = 0, bytes = 0;
+    MPI_Message message;
+    MPI_Status from;
+    TRY(comm_check(MPI_Improbe(MPI_ANY_SOURCE, MPI_ANY_TAG, w->comm, &arrived, &message, &from),
+                   "looking for messages"));
+    *found = arrived;
+    if (!arrived) return STATUS_OK;
+    TRY(comm_check(MPI_Get_count(&from, MPI_BYTE, &bytes), "sizing a message"));
+    int sender = w->rank_of[from.MPI_SOURCE];
+    if (from.MPI_TAG == TAG_CHUNK) return take_chunk(w, sender, bytes, &message);
+    wire_header header;
+    TRY(receive_bytes(&header, sizeof header, &message));
+    return take_header(w, sender, &header);
+}
+
+static void *run_in(void *user) {
+    wire_in *w = user;
+    lower_priority(w->low_priority);
+    backoff pause = {0};
+    status result = STATUS_OK;
+    while (w->ended < w->senders && result == STATUS_OK) {
+        bool found = false;
+        int grants = __atomic_exchange_n(&w->grants, 0, __ATOMIC_ACQ_REL);
+        if (grants > 0) result = send_credit(w, grants);
+        if (result == STATUS_OK) result = poll_in(w, &found);
+        if (found) {
+            backoff_reset(&pause);
+        } else {
+            backoff_sleep(&pause, RECEIVE_SLEEP_US);
+        }
+    }
+    if (result != STATUS_OK) fail_in(w, result);
+    queue_end(w->to);
+    return NULL;
+}
+
+static void free_in(wire_in *w) {
+    for (int i = 0; w->streams && i < w->senders; i++) free(w->streams[i].data);
+    free(w->streams);
+    free(w->scratch);
+    free(w->rank_of);
+    free(w);
+}
+
+status wire_in_open(wire_in **out, const comm_roles *roles, queue *to) {
+    *out = NULL;
+    wire_in *w = calloc(1, sizeof *w);
+    if (!w) return status_fail(STATUS_INTERNAL, "out of memory for the channel");
+    w->comm = roles->channel;
+    w->senders = roles->tp * roles->dp;
+    w->creditor = roles->diagnostics_world_ranks[0] == roles->world_rank ? roles->compute_world_ranks[0] : -1;
+    w->low_priority = roles->oversubscribed;
+    w->to = to;
+    w->rank_of = calloc((size_t)roles->world_size, sizeof *w->rank_of);
+    w->streams = calloc((size_t)w->senders, sizeof *w->streams);
+    w->scratch = malloc(CHUNK_BYTES);
+    status result = STATUS_OK;
+    if (!w->rank_of || !w->streams || !w->scratch) {
+        result = status_fail(STATUS_INTERNAL, "out of memory for the channel");
+    } else {
+        for (int c = 0; c < w->senders; c++) w->rank_of[roles->compute_world_ranks[c]] = c;
+        result = start_thread(&w->thread, run_in, w);
+    }
+    if (result != STATUS_OK) {
+        free_in(w);
+        return result;
+    }
+    *out = w;
+    return STATUS_OK;
+}
+
+void wire_in_grant(wire_in *w) {
+    __atomic_add_fetch(&w->grants, 1, __ATOMIC_ACQ_REL);
+}
+
+void wire_in_close(wire_in *w) {
+    pthread_join(w->thread, NULL);
+    free_in(w);
+}

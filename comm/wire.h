@@ -1,0 +1,27 @@
+/* Private to comm/: the channel's way over MPI. A thread at the sending end empties a queue into messages, a thread at
+ * the receiving end fills a queue from them. */
+#pragma once
+
+#include "comm/queue.h"
+
+typedef struct wire_out wire_out;
+typedef struct wire_in wire_in;
+
+/* Sends what comes out of `from` until it ends or fails. A snapshot's buffer goes back to `buffers`, a record's copy is
+ * freed. A failure here fails both queues. */
+status wire_out_open(wire_out **out, const comm_roles *roles, queue *from, queue *buffers);
+
+/* Compute rank 0's caller: as channel_take_credit. */
+bool wire_out_take_credit(wire_out *w);
+
+/* Call after queue_end(from): waits until the receivers have taken everything. */
+void wire_out_close(wire_out *w);
+
+/* Receives into `to` until every sender has said its end, and then ends it. A failure here fails `to`, but the senders
+ * are still served, so that none waits for ever. */
+status wire_in_open(wire_in **out, const comm_roles *roles, queue *to);
+
+void wire_in_grant(wire_in *w);
+
+/* Waits until every sender has said its end. */
+void wire_in_close(wire_in *w);
