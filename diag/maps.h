@@ -1,0 +1,55 @@
+/* From a snapshot's weights to the spectra of the effective maps (DESIGN sections 6.1 and 6.2).
+ *
+ * A_h (queries) and B_h (keys) of head h act on the block norm's output without its gain. form: score is A_h^T B_h, by
+ * QR factors and never d x d for a head; channel is A_h B_h^T; weight is one head's (or one shared) weight matrix as it
+ * is. scope: one head, or the layer, sum_h A_h^T B_h. part: full, content (without rotary), rope; mha and mla-prerope
+ * have only full. */
+#pragma once
+
+#include "comm/snapshot.h"
+#include "core/config.h"
+#include "diag/spectrum.h"
+
+#define MAPS_FORMS(X)  X(score) X(channel) X(weight)
+#define MAPS_PARTS(X)  X(full) X(content) X(rope)
+#define MAPS_SCOPES(X) X(head) X(layer)
+
+enum {
+#define X(name) MAPS_##name,
+    MAPS_FORMS(X) MAPS_FORM_COUNT
+};
+enum { MAPS_PARTS(X) MAPS_PART_COUNT };
+enum {
+    MAPS_SCOPES(X) MAPS_SCOPE_COUNT
+#undef X
+};
+
+extern const char *const maps_form_names[MAPS_FORM_COUNT], *const maps_part_names[MAPS_PART_COUNT],
+                                                               *const maps_scope_names[MAPS_SCOPE_COUNT];
+
+typedef struct maps_matrix {
+    int form, part, scope, layer, head; /* head -1: the layer's */
+    const char *tensor;                 /* "" for maps, the weight's name for form weight */
+    int rows, cols;                     /* of the core: r x r for products */
+    int rank;                           /* r, the number of singular values */
+    int64_t first_value;                /* where they start among the values of all matrices */
+} maps_matrix;
+
+typedef struct maps maps;
+
+/* Which matrices the config asks for, and the workers' memory. threads workers at most. CONFIG when a list of the
+ * config names an unknown form, part or scope. */
+status maps_open(maps **out, const config *c, int threads);
+void maps_close(maps *m);
+
+/* The recorded matrices, ordered by form, part, scope, layer, head, tensor. */
+int maps_count(const maps *m);
+const maps_matrix *maps_matrices(const maps *m);
+int64_t maps_value_count(const maps *m);
+
+/* One spectrum a matrix, out [maps_count], and all singular values, values [maps_value_count]; those of a matrix
+ * without spectrum are NaN. DATA when the snapshot lacks a tensor or one has another shape. */
+status maps_compute(maps *m, const snapshot *s, spectrum *out, double *values);
+
+/* Whether the spectra of this config need the parameter of that global name: what a snapshot carries. */
+bool maps_wants(const config *c, const char *name);
