@@ -117,27 +117,24 @@ __attribute__((format(printf, 3, 4))) static status fail_at(const loader *l, ori
 
 /* ---- the nearest valid name ---- */
 
-/* Edits (insert, delete, replace, swap neighbours) that turn a into b; names are short. */
+/* Edits (insert, delete, replace) that turn a into b; INT_MAX where that is no typing mistake any more. */
 static int edit_distance(const char *a, const char *b) {
     enum { LONGEST = 32 };
-    int rows[3][LONGEST + 1], n = (int)strlen(a), m = (int)strlen(b);
+    int row[LONGEST + 1], n = (int)strlen(a), m = (int)strlen(b);
     if (n > LONGEST || m > LONGEST) return INT_MAX;
-    int *before = rows[0], *last = rows[1], *now = rows[2];
-    for (int j = 0; j <= m; j++) last[j] = j;
+    for (int j = 0; j <= m; j++) row[j] = j;
     for (int i = 1; i <= n; i++) {
-        now[0] = i;
+        int diagonal = row[0];
+        row[0] = i;
         for (int j = 1; j <= m; j++) {
-            int best = last[j - 1] + (a[i - 1] != b[j - 1]);
-            if (last[j] + 1 < best) best = last[j] + 1;
-            if (now[j - 1] + 1 < best) best = now[j - 1] + 1;
-            if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] && before[j - 2] + 1 < best)
-                best = before[j - 2] + 1;
-            now[j] = best;
+            int best = diagonal + (a[i - 1] != b[j - 1]);
+            if (row[j] + 1 < best) best = row[j] + 1;
+            if (row[j - 1] + 1 < best) best = row[j - 1] + 1;
+            diagonal = row[j];
+            row[j] = best;
         }
-        int *free_row = before;
-        before = last, last = now, now = free_row;
     }
-    return last[m];
+    return row[m];
 }
 
 /* The key with the nearest name, one in the named section before one elsewhere. */
@@ -422,7 +419,7 @@ static status next_event(reader *r) {
 }
 
 /* The current event is a plain, untagged scalar or one in quotes; name says whose value it is. */
-static status want_scalar(const reader *r, const char *name, bool null_allowed) {
+static status want_scalar(const reader *r, const char *name) {
     const loader *l = r->loader;
     const yaml_event_t *e = &r->event;
     if (e->type == YAML_ALIAS_EVENT)
@@ -433,7 +430,7 @@ static status want_scalar(const reader *r, const char *name, bool null_allowed) 
                        name);
     const char *text = (const char *)e->data.scalar.value;
     if (strlen(text) != e->data.scalar.length) return fail_at(l, l->here, "%s: a value holds a NUL", name);
-    if (!null_allowed && e->data.scalar.style == YAML_PLAIN_SCALAR_STYLE && is_null(text)) return fail_null(l, name);
+    if (e->data.scalar.style == YAML_PLAIN_SCALAR_STYLE && is_null(text)) return fail_null(l, name);
     return STATUS_OK;
 }
 
@@ -443,7 +440,7 @@ static status read_list(reader *r, const key *k, const char *name) {
     for (;;) {
         TRY(next_event(r));
         if (r->event.type == YAML_SEQUENCE_END_EVENT) return STATUS_OK;
-        TRY(want_scalar(r, name, false));
+        TRY(want_scalar(r, name));
         TRY(list_add(list, (const char *)r->event.data.scalar.value, r->event.data.scalar.length));
     }
 }
@@ -451,20 +448,20 @@ static status read_list(reader *r, const key *k, const char *name) {
 static status read_key(reader *r, const char *section) {
     loader *l = r->loader;
     const key *k;
-    TRY(want_scalar(r, section, false));
+    TRY(want_scalar(r, section));
     TRY(find_key(l, section, (const char *)r->event.data.scalar.value, &k));
     TRY(claim(l, k));
     char name[64];
     snprintf(name, sizeof name, "%s.%s", k->section, k->name);
     TRY(next_event(r));
     if (r->event.type == YAML_SEQUENCE_START_EVENT && k->kind == KIND_L) return read_list(r, k, name);
-    TRY(want_scalar(r, name, false));
+    TRY(want_scalar(r, name));
     return set_scalar(l, k, (const char *)r->event.data.scalar.value);
 }
 
 static status read_section(reader *r) {
     loader *l = r->loader;
-    TRY(want_scalar(r, "a section", false));
+    TRY(want_scalar(r, "a section"));
     const char *text = (const char *)r->event.data.scalar.value;
     int first = 0;
     while (first < KEY_COUNT && strcmp(keys[first].section, text) != 0) first++;

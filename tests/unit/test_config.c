@@ -125,6 +125,16 @@ static void bad_numbers(void **state) {
                                             "1e99999999999999999999"};
     for (size_t i = 0; i < sizeof not_whole / sizeof *not_whole; i++)
         expect_error("train", "steps", not_whole[i], "train.steps");
+    char digits[2000]; /* longer than any number that somebody means */
+    memset(digits, '1', sizeof digits - 1);
+    digits[sizeof digits - 1] = '\0';
+    digits[400] = '.';
+    char text[2100];
+    config c;
+    snprintf(text, sizeof text, "model: {size: tiny}\ntrain: {lr: %s}\n", digits);
+    check_status(load(&c, text, NULL), STATUS_CONFIG);
+    snprintf(text, sizeof text, "model: {size: tiny}\ntrain: {steps: %s}\n", digits);
+    check_status(load(&c, text, NULL), STATUS_CONFIG);
     expect_error("run", "seed", "9007199254740993", "run.seed");
     expect_error("train", "beta2", "1", "outside");
     expect_error("model", "layers", "0", "outside 1 to 1000");

@@ -188,7 +188,7 @@ static void normals_do_not_depend_on_the_cut(void **state) {
  * and sqrt 24 over sqrt n. Five of them: a wrong generator fails, this fixed seed does not. Beyond 32-bit indices too.
  */
 static void normals_have_normal_moments(void **state) {
-    enum { COUNT = 1 << 18 };
+    enum { COUNT = 1 << 20 };
     static float x[COUNT];
     static const uint64_t firsts[] = {0, ((uint64_t)1 << 34) + 3};
     for (int f = 0; f < 2; f++) {
