@@ -1,0 +1,324 @@
+/* The channel over MPI: nothing lost, nothing out of order, and nobody waits who should not. */
+#include "dist.h"
+
+#include "comm/channel.h"
+#include "core/rng.h"
+
+#include <pthread.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { STEPS = 60, SNAPSHOT_EVERY = 5, RECORDS_A_STEP = 3, CREDITS = 2, LARGEST_SNAPSHOT = 9 << 20, GO_TAG = 5 };
+
+/* One diagnostics rank; all others compute. */
+static comm_roles split(int diagnostics_ranks) {
+    comm_roles r;
+    check_status(comm_roles_split(&r, 1, 0, diagnostics_ranks), STATUS_OK);
+    return r;
+}
+
+static size_t record_bytes(int sender, int64_t number) {
+    uint64_t bits = rng_u64(3, (uint64_t)sender, (uint64_t)number);
+    return 8 + (size_t)(bits % 50 == 0 ? bits % 300000 : bits % 700);
+}
+
+/* More than two chunks, none of them whole at the end, another size each rank and step. */
+static size_t snapshot_bytes(int sender, int64_t step) {
+    return LARGEST_SNAPSHOT - 4099 * (size_t)sender - 17 * (size_t)step;
+}
+
+static unsigned char pattern(int sender, int64_t step, size_t i) {
+    return (unsigned char)(i * 7 + i / 4096 + (size_t)sender * 13 + (size_t)step);
+}
+
+static void wait_a_moment(void) {
+    usleep(200);
+}
+
+/* ---- the compute side ---- */
+
+static void send_snapshot(channel_sender *s, int sender, int64_t step) {
+    unsigned char *buffer = channel_snapshot_buffer(s);
+    assert_non_null(buffer);
+    size_t bytes = snapshot_bytes(sender, step);
+    for (size_t i = 0; i < bytes; i++) buffer[i] = pattern(sender, step, i);
+    check_status(channel_snapshot_send(s, step, bytes), STATUS_OK);
+}
+
+static void post_records(channel_sender *s, int sender, int64_t step, int64_t *number) {
+    for (int i = 0; i < RECORDS_A_STEP; i++, ++*number) {
+        size_t bytes = record_bytes(sender, *number);
+        char *data = calloc(1, bytes);
+        assert_non_null(data);
+        memcpy(data, number, sizeof *number);
+        check_status(channel_post(s, i, step, data, bytes), STATUS_OK);
+        memset(data, 0xEE, bytes); /* a copy was queued */
+        free(data);
+    }
+}
+
+/* A loop like training: all-reduces on the compute ranks' own communicator while the channel's threads send. */
+static void train(const comm_roles *r, channel_sender *s) {
+    enum { COUNT = 20000 };
+    comm_group group;
+    check_status(comm_over_mpi(&group, r->compute), STATUS_OK);
+    float *gradient = malloc(COUNT * sizeof *gradient);
+    assert_non_null(gradient);
+    int64_t number = 0;
+    for (int64_t step = 1; step <= STEPS; step++) {
+        for (int i = 0; i < COUNT; i++) gradient[i] = (float)(step + i % 3);
+        comm_all_reduce(&group, gradient, COUNT, DTYPE_F32, COMM_SUM, "gradients", -1);
+        check_status(comm_status(&group), STATUS_OK);
+        for (int i = 0; i < COUNT; i++) assert_true(gradient[i] == (float)(group.size * (step + i % 3)));
+        post_records(s, r->compute_rank, step, &number);
+        if (step % SNAPSHOT_EVERY != 0) continue;
+        while (r->compute_rank == 0 && !channel_take_credit(s)) wait_a_moment();
+        float go = 1;
+        comm_all_reduce(&group, &go, 1, DTYPE_F32, COMM_SUM, "agreement", -1); /* all follow rank 0 */
+        send_snapshot(s, r->compute_rank, step);
+    }
+    free(gradient);
+    comm_close(&group);
+}
+
+/* ---- the diagnostics side ---- */
+
+typedef struct seen {
+    int64_t records[8], snapshots[8], last_step[8];
+} seen;
+
+static void check_record(const channel_message *m, seen *so_far) {
+    int64_t number = -1, want = so_far->records[m->sender]++;
+    assert_true(m->bytes >= sizeof number);
+    memcpy(&number, m->data, sizeof number);
+    assert_int_equal(number, want);
+    assert_int_equal(m->kind, want % RECORDS_A_STEP);
+    assert_int_equal(m->step, want / RECORDS_A_STEP + 1);
+    assert_int_equal(m->bytes, record_bytes(m->sender, number));
+}
+
+static void check_snapshot(const channel_message *m, seen *so_far) {
+    int64_t step = ++so_far->snapshots[m->sender] * SNAPSHOT_EVERY;
+    assert_int_equal(m->step, step);
+    assert_int_equal(m->bytes, snapshot_bytes(m->sender, step));
+    assert_int_equal(so_far->last_step[m->sender], step); /* behind the records of its step */
+    const unsigned char *data = m->data;
+    for (size_t i = 0; i < m->bytes; i++)
+        if (data[i] != pattern(m->sender, step, i)) fail_msg("byte %zu of step %lld", i, (long long)step);
+}
+
+/* Checks everything until the end, and that no more snapshots come than were granted. */
+static void serve(const comm_roles *r, channel_receiver *channel) {
+    int senders = r->tp * r->dp, granted = 0, arrived = 0;
+    seen so_far = {0};
+    for (; granted < CREDITS; granted++) channel_grant(channel);
+    for (;;) {
+        channel_message m;
+        check_status(channel_receive(channel, &m), STATUS_OK);
+        if (m.kind == CHANNEL_END) break;
+        assert_true(m.sender >= 0 && m.sender < senders);
+        if (m.kind == CHANNEL_SNAPSHOT) {
+            check_snapshot(&m, &so_far);
+            assert_true(arrived / senders < granted);
+            if (++arrived % senders == 0) {
+                usleep(5000); /* it computes */
+                channel_grant(channel);
+                granted++;
+            }
+        } else {
+            so_far.last_step[m.sender] = m.step;
+            check_record(&m, &so_far);
+        }
+        channel_release(channel, &m);
+    }
+    for (int c = 0; c < senders; c++) {
+        assert_int_equal(so_far.records[c], STEPS * RECORDS_A_STEP);
+        assert_int_equal(so_far.snapshots[c], STEPS / SNAPSHOT_EVERY);
+    }
+}
+
+static void everything_arrives_under_load(void **state) {
+    comm_roles r = split(1);
+    if (r.diagnostics) {
+        channel_receiver *channel = NULL;
+        check_status(channel_receiver_open(&channel, &r), STATUS_OK);
+        serve(&r, channel);
+        channel_receiver_close(channel);
+    } else {
+        channel_sender *s = NULL;
+        check_status(channel_sender_open(&s, &r, LARGEST_SNAPSHOT), STATUS_OK);
+        train(&r, s);
+        check_status(channel_sender_status(s), STATUS_OK);
+        check_status(channel_sender_close(s), STATUS_OK);
+    }
+    comm_roles_free(&r);
+}
+
+/* The receiver's caller does not look at the channel before every sender has closed: whoever waited for it would wait
+ * for ever. */
+static void senders_go_on_while_the_receiver_is_busy(void **state) {
+    comm_roles r = split(1);
+    int senders = r.tp * r.dp;
+    if (r.diagnostics) {
+        channel_receiver *channel = NULL;
+        check_status(channel_receiver_open(&channel, &r), STATUS_OK);
+        for (int c = 0; c < senders; c++)
+            MPI_Recv(NULL, 0, MPI_BYTE, r.compute_world_ranks[c], GO_TAG, r.world, MPI_STATUS_IGNORE);
+        int records = 0, snapshots = 0;
+        channel_message m;
+        do {
+            check_status(channel_receive(channel, &m), STATUS_OK);
+            records += m.kind >= 0;
+            snapshots += m.kind == CHANNEL_SNAPSHOT;
+            channel_release(channel, &m);
+        } while (m.kind != CHANNEL_END);
+        assert_int_equal(records, 500 * senders);
+        assert_int_equal(snapshots, 4 * senders);
+        channel_receiver_close(channel);
+    } else {
+        channel_sender *s = NULL;
+        check_status(channel_sender_open(&s, &r, LARGEST_SNAPSHOT), STATUS_OK);
+        for (int i = 0; i < 500; i++) check_status(channel_post(s, 1, i, &i, sizeof i), STATUS_OK);
+        for (int64_t step = 1; step <= 4; step++) send_snapshot(s, r.compute_rank, step);
+        check_status(channel_sender_close(s), STATUS_OK);
+        MPI_Send(NULL, 0, MPI_BYTE, r.diagnostics_world_ranks[0], GO_TAG, r.world);
+    }
+    comm_roles_free(&r);
+}
+
+static void credits_are_neither_lost_nor_invented(void **state) {
+    enum { GRANTED = 3 };
+    comm_roles r = split(1);
+    if (r.diagnostics) {
+        channel_receiver *channel = NULL;
+        check_status(channel_receiver_open(&channel, &r), STATUS_OK);
+        for (int i = 0; i < GRANTED; i++) channel_grant(channel);
+        channel_message m;
+        check_status(channel_receive(channel, &m), STATUS_OK);
+        assert_int_equal(m.kind, CHANNEL_END);
+        channel_grant(channel); /* too late for anybody */
+        channel_receiver_close(channel);
+    } else {
+        channel_sender *s = NULL;
+        check_status(channel_sender_open(&s, &r, 0), STATUS_OK);
+        if (r.compute_rank == 0)
+            for (int taken = 0; taken < GRANTED; taken += channel_take_credit(s)) wait_a_moment();
+        usleep(20000);
+        assert_false(channel_take_credit(s));
+        check_status(channel_sender_close(s), STATUS_OK);
+    }
+    comm_roles_free(&r);
+}
+
+/* A diagnostics rank that gives up goes on taking, and training does not notice. */
+static void a_receiver_that_gives_up_holds_nobody_back(void **state) {
+    comm_roles r = split(1);
+    if (r.diagnostics) {
+        channel_receiver *channel = NULL;
+        check_status(channel_receiver_open(&channel, &r), STATUS_OK);
+        channel_grant(channel);
+        channel_message m;
+        check_status(channel_receive(channel, &m), STATUS_OK);
+        channel_release(channel, &m);
+        channel_receiver_close(channel);
+    } else {
+        channel_sender *s = NULL;
+        check_status(channel_sender_open(&s, &r, LARGEST_SNAPSHOT), STATUS_OK);
+        int64_t number = 0;
+        for (int64_t step = 1; step <= 6; step++) {
+            post_records(s, r.compute_rank, step, &number);
+            send_snapshot(s, r.compute_rank, step);
+        }
+        check_status(channel_sender_close(s), STATUS_OK);
+    }
+    comm_roles_free(&r);
+}
+
+/* Messages go to the first of several diagnostics ranks, the end to all. */
+static void every_diagnostics_rank_sees_the_end(void **state) {
+    comm_roles r = split(world_size() > 2 ? 2 : 1);
+    if (r.diagnostics) {
+        channel_receiver *channel = NULL;
+        check_status(channel_receiver_open(&channel, &r), STATUS_OK);
+        int records = 0, want = r.world_rank == r.diagnostics_world_ranks[0] ? 10 * r.tp * r.dp : 0;
+        channel_message m;
+        do {
+            check_status(channel_receive(channel, &m), STATUS_OK);
+            records += m.kind >= 0;
+            channel_release(channel, &m);
+        } while (m.kind != CHANNEL_END);
+        assert_int_equal(records, want);
+        channel_receiver_close(channel);
+    } else {
+        channel_sender *s = NULL;
+        check_status(channel_sender_open(&s, &r, 0), STATUS_OK);
+        for (int i = 0; i < 10; i++) check_status(channel_post(s, 0, i, &i, sizeof i), STATUS_OK);
+        check_status(channel_sender_close(s), STATUS_OK);
+    }
+    comm_roles_free(&r);
+}
+
+static double cpu_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* Open MPI's own waits would take a whole core. */
+static void an_idle_channel_sleeps(void **state) {
+    comm_roles r = split(1);
+    channel_receiver *channel = NULL;
+    channel_sender *s = NULL;
+    if (r.diagnostics) {
+        check_status(channel_receiver_open(&channel, &r), STATUS_OK);
+    } else {
+        check_status(channel_sender_open(&s, &r, 1 << 20), STATUS_OK);
+    }
+    double before = cpu_seconds();
+    usleep(1000000);
+    double used = cpu_seconds() - before;
+    print_message("%s used %.1f ms of a second\n", r.diagnostics ? "receiver" : "sender", 1000 * used);
+    if (used > 0.1) fail_msg("used %.3f s of a second", used);
+    if (s) check_status(channel_sender_close(s), STATUS_OK);
+    if (channel) channel_receiver_close(channel);
+    comm_roles_free(&r);
+}
+
+static void misuse_is_refused(void **state) {
+    comm_roles r = split(1);
+    channel_receiver *channel = NULL;
+    channel_sender *s = NULL;
+    if (r.diagnostics) {
+        check_status(channel_sender_open(&s, &r, 0), STATUS_INTERNAL);
+        assert_null(s);
+        check_status(channel_receiver_open(&channel, &r), STATUS_OK);
+        channel_receiver_close(channel);
+    } else {
+        check_status(channel_receiver_open(&channel, &r), STATUS_INTERNAL);
+        assert_null(channel);
+        check_status(channel_sender_open(&s, &r, 100), STATUS_OK);
+        check_status(channel_snapshot_send(s, 1, 10), STATUS_INTERNAL); /* no buffer was taken */
+        void *buffer = channel_snapshot_buffer(s);
+        assert_non_null(buffer);
+        assert_ptr_equal(channel_snapshot_buffer(s), buffer); /* still the one got last */
+        check_status(channel_snapshot_send(s, 1, 101), STATUS_INTERNAL);
+        check_status(channel_post(s, CHANNEL_SNAPSHOT, 1, NULL, 0), STATUS_INTERNAL);
+        check_status(channel_sender_close(s), STATUS_OK); /* with a buffer in the caller's hands */
+    }
+    status_clear();
+    comm_roles_free(&r);
+}
+
+/* clang-format off: CMake reads one name a line */
+static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(everything_arrives_under_load),
+    cmocka_unit_test(senders_go_on_while_the_receiver_is_busy),
+    cmocka_unit_test(credits_are_neither_lost_nor_invented),
+    cmocka_unit_test(a_receiver_that_gives_up_holds_nobody_back),
+    cmocka_unit_test(every_diagnostics_rank_sees_the_end),
+    cmocka_unit_test(an_idle_channel_sleeps),
+    cmocka_unit_test(misuse_is_refused),
+};
+/* clang-format on */
+
+DIST_MAIN(tests)

@@ -1,0 +1,247 @@
+/* Collectives against a reference in double, at any number of ranks; the same bits on every rank and every time. */
+#include "dist.h"
+
+#include "comm/comm.h"
+#include "core/rng.h"
+
+#include <float.h>
+
+enum { REPEATS = 20, LARGE = 3000017 };
+
+static comm_group open_world(void) {
+    comm_group g;
+    check_status(comm_over_mpi(&g, MPI_COMM_WORLD), STATUS_OK);
+    assert_int_equal(g.rank, world_rank());
+    assert_int_equal(g.size, world_size());
+    return g;
+}
+
+/* Element i of rank's input: its magnitude spreads over four decades, so that the order of a sum shows in its bits. */
+static double input(int rank, int64_t i) {
+    uint64_t bits = rng_u64(11, (uint64_t)rank, (uint64_t)i);
+    static const double scale[] = {1e-2, 1, 1e1, 1e2};
+    return ((double)(bits >> 11) * 0x1p-53 - 0.5) * scale[bits & 3];
+}
+
+static void fill(void *data, int64_t count, dtype type, int rank) {
+    for (int64_t i = 0; i < count; i++) {
+        if (type == DTYPE_F32) {
+            ((float *)data)[i] = (float)input(rank, i);
+        } else {
+            ((double *)data)[i] = input(rank, i);
+        }
+    }
+}
+
+static double element(const void *data, dtype type, int64_t i) {
+    return type == DTYPE_F32 ? (double)((const float *)data)[i] : ((const double *)data)[i];
+}
+
+/* Every element against the same sum or maximum in double. A sum of n terms in any order is off by at most (n - 1)
+ * roundings of the sum of magnitudes. */
+static void check_reduced(const void *data, int64_t count, dtype type, comm_op op, int size) {
+    double epsilon = type == DTYPE_F32 ? FLT_EPSILON : DBL_EPSILON;
+    for (int64_t i = 0; i < count; i++) {
+        double sum = 0, magnitude = 0, most = -INFINITY;
+        for (int r = 0; r < size; r++) {
+            double x = type == DTYPE_F32 ? (double)(float)input(r, i) : input(r, i);
+            sum += x;
+            magnitude += fabs(x);
+            if (x > most) most = x;
+        }
+        if (op == COMM_SUM) {
+            check_near(element(data, type, i), sum, size * epsilon * magnitude);
+        } else {
+            check_near(element(data, type, i), most, 0);
+        }
+    }
+}
+
+/* All ranks hold the same bytes as rank 0. */
+static void check_same_on_all(const void *data, size_t bytes) {
+    unsigned char *first = malloc(bytes + 1);
+    assert_non_null(first);
+    if (bytes > 0) memcpy(first, data, bytes);
+    MPI_Bcast(first, (int)bytes, MPI_BYTE, 0, MPI_COMM_WORLD);
+    int same = bytes == 0 || memcmp(first, data, bytes) == 0;
+    free(first);
+    assert_true(same);
+}
+
+static void check_all_reduce(comm_group *g, int64_t count, dtype type, comm_op op, int repeats) {
+    size_t bytes = (size_t)count * dtype_bytes(type);
+    char *data = malloc(bytes + 1), *before = malloc(bytes + 1);
+    assert_non_null(data);
+    assert_non_null(before);
+    data[bytes] = 42;
+    for (int i = 0; i < repeats; i++) {
+        fill(data, count, type, g->rank);
+        comm_all_reduce(g, data, count, type, op, "test", -1);
+        check_status(comm_status(g), STATUS_OK);
+        if (i > 0) assert_int_equal(memcmp(data, before, bytes), 0);
+        memcpy(before, data, bytes);
+    }
+    assert_int_equal(data[bytes], 42); /* nothing beyond the end */
+    check_reduced(data, count, type, op, g->size);
+    check_same_on_all(data, bytes);
+    free(data);
+    free(before);
+}
+
+static void all_reduce_agrees_with_double(void **state) {
+    static const int64_t counts[] = {0, 1, 2, 3, 7, 255, 1024, 4097, 65537};
+    comm_group g = open_world();
+    for (size_t i = 0; i < sizeof counts / sizeof counts[0]; i++) {
+        for (int op = COMM_SUM; op <= COMM_MAX; op++) {
+            check_all_reduce(&g, counts[i], DTYPE_F32, (comm_op)op, REPEATS);
+            check_all_reduce(&g, counts[i], DTYPE_F64, (comm_op)op, REPEATS);
+        }
+    }
+    comm_close(&g);
+}
+
+static void a_large_all_reduce_agrees_with_double(void **state) {
+    comm_group g = open_world();
+    check_all_reduce(&g, LARGE, DTYPE_F32, COMM_SUM, 3);
+    check_all_reduce(&g, LARGE / 3, DTYPE_F64, COMM_SUM, 2);
+    comm_close(&g);
+}
+
+/* A NaN on one rank is a NaN on all: hidden on some, the ranks would go on with different values. */
+static void a_nan_wins_the_maximum_on_every_rank(void **state) {
+    comm_group g = open_world();
+    for (int sick = 0; sick < g.size; sick++) {
+        float data[3] = {(float)g.rank, g.rank == sick ? NAN : 5.0F, g.rank == sick ? 0.0F : -0.0F};
+        comm_all_reduce(&g, data, 3, DTYPE_F32, COMM_MAX, "test", -1);
+        check_status(comm_status(&g), STATUS_OK);
+        check_near(data[0], g.size - 1, 0);
+        assert_true(isnan(data[1]));
+        assert_false(signbit(data[2]));
+        check_same_on_all(data, sizeof data);
+    }
+    comm_close(&g);
+}
+
+static void broadcast_brings_the_roots_bytes(void **state) {
+    static const dtype types[] = {DTYPE_F32, DTYPE_BF16, DTYPE_F64};
+    static const int64_t counts[] = {0, 1, 33, 100003};
+    comm_group g = open_world();
+    for (size_t t = 0; t < 3; t++) {
+        for (size_t c = 0; c < 4; c++) {
+            for (int root = 0; root < g.size; root++) {
+                size_t bytes = (size_t)counts[c] * dtype_bytes(types[t]);
+                unsigned char *data = malloc(bytes + 1);
+                assert_non_null(data);
+                for (size_t i = 0; i <= bytes; i++) data[i] = (unsigned char)((size_t)g.rank * 31 + i);
+                comm_broadcast_start(&g, data, counts[c], types[t], root, "test", 2);
+                comm_broadcast_finish(&g);
+                check_status(comm_status(&g), STATUS_OK);
+                for (size_t i = 0; i < bytes; i++)
+                    if (data[i] != (unsigned char)((size_t)root * 31 + i)) fail_msg("byte %zu from root %d", i, root);
+                assert_int_equal(data[bytes], (unsigned char)((size_t)g.rank * 31 + bytes));
+                free(data);
+            }
+        }
+    }
+    comm_close(&g);
+}
+
+/* Split phase: other collectives of the same group may come between start and finish. */
+static void an_all_reduce_fits_into_a_broadcast(void **state) {
+    enum { COUNT = 50000 };
+    comm_group g = open_world();
+    float *key = malloc(COUNT * sizeof *key), *sum = malloc(COUNT * sizeof *sum);
+    assert_true(key && sum);
+    for (int layer = 0; layer < 8; layer++) {
+        int root = layer % g.size;
+        for (int i = 0; i < COUNT; i++) {
+            key[i] = g.rank == root ? (float)(i + layer) : -1;
+            sum[i] = (float)(g.rank + 1);
+        }
+        comm_broadcast_start(&g, key, COUNT, DTYPE_F32, root, "rotary key", layer);
+        comm_all_reduce(&g, sum, COUNT, DTYPE_F32, COMM_SUM, "projection", layer);
+        comm_broadcast_finish(&g);
+        check_status(comm_status(&g), STATUS_OK);
+        for (int i = 0; i < COUNT; i++) {
+            assert_true(key[i] == (float)(i + layer));
+            assert_true(sum[i] == (float)(g.size * (g.size + 1)) / 2);
+        }
+    }
+    assert_int_equal(g.sequence, 16);
+    assert_string_equal(g.place, "projection");
+    assert_int_equal(g.layer, 7);
+    free(key);
+    free(sum);
+    comm_close(&g);
+}
+
+/* The first error is kept with its place, and what follows does nothing: no rank is left waiting by another's error. */
+static void the_first_error_is_kept(void **state) {
+    comm_group g = open_world();
+    float data[4] = {1, 2, 3, 4};
+    comm_all_reduce(&g, data, 2, DTYPE_BF16, COMM_SUM, "gradients", 5);
+    assert_int_equal(comm_status(&g), STATUS_INTERNAL);
+    char rank[32];
+    snprintf(rank, sizeof rank, "rank %d: all-reduce", world_rank());
+    assert_non_null(strstr(status_message(), rank));
+    assert_non_null(strstr(status_message(), "gradients, layer 5"));
+    comm_all_reduce(&g, data, 4, DTYPE_F32, COMM_SUM, "later", 6);
+    comm_broadcast_start(&g, data, 4, DTYPE_F32, 99, "later", 6);
+    comm_broadcast_finish(&g);
+    assert_true(data[0] == 1 && data[3] == 4);
+    assert_non_null(strstr(status_message(), "gradients, layer 5"));
+    comm_close(&g);
+    comm_close(&g);
+    status_clear();
+}
+
+static void wrong_arguments_are_errors(void **state) {
+    float data[4] = {0};
+    comm_group g = open_world();
+    comm_broadcast_start(&g, data, 4, DTYPE_F32, g.size, "key", 0);
+    assert_int_equal(comm_status(&g), STATUS_INTERNAL);
+    comm_close(&g);
+    g = open_world();
+    comm_all_reduce(&g, data, -1, DTYPE_F32, COMM_SUM, "loss", -1);
+    assert_int_equal(comm_status(&g), STATUS_INTERNAL);
+    comm_close(&g);
+    status_clear();
+}
+
+/* 500 steps of overlapping tensor- and data-parallel groups, with a broadcast pending over both. */
+static void two_groups_never_wait_for_each_other(void **state) {
+    enum { STEPS = 500, COUNT = 3000 };
+    comm_roles r;
+    check_status(comm_roles_split(&r, world_size() > 1 ? 2 : 1, 0, 0), STATUS_OK);
+    comm_group tp, dp;
+    check_status(comm_roles_groups(&r, &tp, &dp), STATUS_OK);
+    float key[COUNT], data[COUNT];
+    for (int step = 0; step < STEPS; step++) {
+        int root = step % tp.size;
+        for (int i = 0; i < COUNT; i++) {
+            data[i] = 1;
+            key[i] = tp.rank == root ? (float)step : -1;
+        }
+        comm_broadcast_start(&tp, key, COUNT, DTYPE_F32, root, "key", 0);
+        comm_all_reduce(&dp, data, COUNT, DTYPE_F32, COMM_SUM, "gradients", -1);
+        comm_broadcast_finish(&tp);
+        comm_all_reduce(&tp, data, COUNT, DTYPE_F32, COMM_SUM, "dx", 0);
+        assert_true(data[COUNT - 1] == (float)world_size() && key[0] == (float)step);
+    }
+    check_status(comm_status(&tp), STATUS_OK);
+    check_status(comm_status(&dp), STATUS_OK);
+    comm_close(&tp);
+    comm_close(&dp);
+    comm_roles_free(&r);
+}
+
+/* clang-format off: CMake reads one name a line */
+static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(all_reduce_agrees_with_double),        cmocka_unit_test(a_large_all_reduce_agrees_with_double),
+    cmocka_unit_test(a_nan_wins_the_maximum_on_every_rank), cmocka_unit_test(broadcast_brings_the_roots_bytes),
+    cmocka_unit_test(an_all_reduce_fits_into_a_broadcast),  cmocka_unit_test(the_first_error_is_kept),
+    cmocka_unit_test(wrong_arguments_are_errors),           cmocka_unit_test(two_groups_never_wait_for_each_other),
+};
+/* clang-format on */
+
+DIST_MAIN(tests)
