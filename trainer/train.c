@@ -14,6 +14,7 @@
 #include "trainer/run_folder.h"
 #include "trainer/schedule.h"
 #include "trainer/snapshots.h"
+#include "trainer/vocab.h"
 
 #include <math.h>
 #include <pthread.h>
@@ -397,6 +398,7 @@ status train_run(const train_options *options) {
     trainer *t = calloc(1, sizeof *t);
     if (!t) return status_fail(STATUS_INTERNAL, "out of memory");
     status s = config_load(&t->c, options->config_path, options->settings, options->setting_count);
+    if (s == STATUS_OK) s = vocab_resolve(&t->c);
     s = comm_agree(MPI_COMM_WORLD, s);
     if (s == STATUS_OK)
         s = comm_roles_split(&t->roles, (int)t->c.parallel.tensor, (int)t->c.parallel.data,

@@ -2,6 +2,7 @@
 #include "trainer/cli/command.h"
 #include "trainer/cli/config_arguments.h"
 #include "trainer/plan.h"
+#include "trainer/vocab.h"
 
 #include <stdio.h>
 
@@ -20,7 +21,8 @@ status cmd_plan(int argc, char **argv) {
     config c;
     plan p;
     TRY(config_load(&c, arguments.path, arguments.settings, arguments.setting_count));
-    status s = plan_make(&p, &c);
+    status s = vocab_resolve(&c);
+    if (s == STATUS_OK) s = plan_make(&p, &c);
     if (s == STATUS_OK) plan_print(&p, &c, arguments.path);
     config_free(&c);
     return s;

@@ -1,0 +1,147 @@
+"""End to end: bad input ends every rank with one line that says what to do, the right exit code, and no trace."""
+import os
+import signal
+import subprocess
+import time
+import unittest
+
+import harness
+
+USAGE, DATA, NO_INPUT, INTERNAL, IO, CONFIG = 64, 65, 66, 70, 74, 78
+
+
+class BadInput(harness.RunTest):
+    def setUp(self):
+        super().setUp()
+        self.dataset()
+
+    def test_missing_config(self):
+        self.refused(NO_INPUT, 2, self.path("absent.yaml"), "run", says=["absent.yaml"])
+
+    def test_unknown_key_names_line_and_nearest(self):
+        config = self.config(text="train:\n  steps: 3\n  learning_rat: 1\n")
+        self.refused(CONFIG, 2, config, "run", says=["config.yaml:3", "learning_rat"])
+
+    def test_missing_shards(self):
+        self.refused(NO_INPUT, 2, self.config(data=dict(train=self.path("none-*.bin"))), "run", says=["none-*.bin"])
+
+    def test_no_shards_named(self):
+        self.refused(CONFIG, 2, self.config(data=dict(train="")), "run", says=["data.train"])
+
+    def test_shard_shorter_than_one_sample(self):
+        harness.write_shard(self.path("train-00000.bin"), [1] * harness.CONTEXT)
+        self.refused(DATA, 2, self.config(), "run", says=["train-00000.bin"])
+
+    def test_truncated_shard(self):
+        harness.write_shard(self.path("train-00000.bin"), [1] * 500, count=600)
+        self.refused(DATA, 2, self.config(), "run", says=["train-00000.bin", "600", "500"])
+
+    def test_foreign_shard(self):
+        with open(self.path("train-00000.bin"), "wb") as f:
+            f.write(b"PK\x03\x04" + bytes(5000))
+        self.refused(DATA, 2, self.config(), "run", says=["train-00000.bin"])
+
+    def test_token_beyond_the_vocabulary_is_named(self):
+        harness.write_shard(self.path("train-00000.bin"), [1] * 100 + [harness.VOCAB] + [1] * 400)
+        self.refused(DATA, 2, self.config(), "run", says=["train-00000.bin", "100"])
+
+    def test_heads_not_divisible(self):
+        self.refused(CONFIG, 4, self.config(), "run", "parallel.tensor=3", says=["heads", "3"])
+
+    def test_kv_heads_not_divisible(self):
+        """CASES 3: G = 2 over P = 4 is refused, naming both."""
+        self.refused(CONFIG, 5, self.config(model=dict(kv_heads=2)), "run", "parallel.tensor=4", says=["kv_heads", "2", "4"])
+
+    def test_too_few_ranks_shows_the_launch_line(self):
+        self.refused(CONFIG, 2, self.config(), "run", "parallel.tensor=2", "parallel.data=1", says=["mpirun -n 3"])
+
+    def test_batch_not_divisible(self):
+        self.refused(CONFIG, 4, self.config(train=dict(global_batch=4)), "run", says=["global_batch", "4", "3"])
+
+    def test_run_folder_that_cannot_be_made(self):
+        config = self.config()
+        with open(self.path("file"), "w"):
+            pass
+        self.refused(IO, 2, config, "file/run", says=["file"])
+
+    def test_run_folder_is_never_overwritten(self):
+        config = self.config(train=dict(steps=1))
+        before = self.losses(self.train(2, config, "run"))
+        code, _, err = self.launch(2, config, "run")
+        self.assertEqual(code, CONFIG, err)
+        self.assertIn("exists and is not overwritten", err)
+        self.assertEqual(self.losses(self.database("run")), before)
+
+    def test_end_of_data_stops_all_ranks_at_one_step(self):
+        """CASES 13: one global batch and 3 samples, Q = 2."""
+        harness.write_shard(self.path("train-00000.bin"), harness.markov_tokens((4 + 3) * harness.CONTEXT + 1))
+        config = self.config(train=dict(steps=5, global_batch=4))
+        code, _, err = self.launch(3, config, "once", "data.repeat=false")
+        self.assertEqual(code, 0, err)
+        self.assertIn("the data ends after step 1 of 5", err)
+        self.assertEqual(len(self.losses(self.database("once"))), 1)
+        self.assertEqual(len(self.losses(self.train(3, config, "again"))), 5)
+
+    def test_divergence_stops_with_an_event(self):
+        config = self.config(train=dict(steps=30, lr="1e30", warmup=0, clip=0))
+        code, _, err = self.launch(2, config, "run")
+        self.assertEqual(code, INTERNAL, err)
+        self.assertIn("not finite", err)
+        db = self.database("run")
+        self.assertEqual(db.execute("SELECT count(*) FROM events WHERE kind = 'nan'").fetchone()[0], 1)
+        self.assertEqual(db.execute("SELECT status FROM runs").fetchone()[0], "failed")
+
+    def test_divergence_may_be_skipped(self):
+        config = self.config(train=dict(steps=30, lr="1e30", warmup=0, clip=0, on_nan="skip"))
+        db = self.train(2, config, "run")
+        self.assertEqual(len(self.losses(db)), 30)
+        self.assertGreater(db.execute("SELECT count(*) FROM events WHERE kind = 'nan'").fetchone()[0], 0)
+
+    def test_a_killed_rank_ends_the_job(self):
+        config = self.config(train=dict(steps=1000000, log_every=1000000))
+        job = subprocess.Popen(["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", "3",
+                                harness.BULKHEAD, "train", config, "--set", "parallel.tensor=2", "--set",
+                                f"run.dir={self.path('run')}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self.addCleanup(job.kill)
+        deadline = time.monotonic() + 30
+        while not os.path.exists(self.path("run", "run.db")) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        time.sleep(1)
+        children = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True).stdout.split()
+        self.assertEqual(len(children), 3)
+        os.kill(int(children[1]), signal.SIGKILL)
+        self.assertNotEqual(job.wait(timeout=30), 0)
+
+
+class Usage(harness.RunTest):
+    def run_alone(self, *arguments):
+        done = subprocess.run([harness.BULKHEAD, *arguments], capture_output=True, text=True, timeout=20)
+        return done.returncode, done.stdout, done.stderr
+
+    def test_usage_errors(self):
+        for arguments in ((), ("fly",), ("train",), ("train", "a", "b"), ("train", "--set"), ("plan", "--what", "c"),
+                          ("version", "x")):
+            code, out, err = self.run_alone(*arguments)
+            self.assertEqual((code, out), (USAGE, ""), arguments)
+            self.assertTrue(err.strip(), arguments)
+
+    def test_help_of_every_command(self):
+        code, out, _ = self.run_alone("--help")
+        self.assertEqual(code, 0)
+        commands = [line.split()[0] for line in out.splitlines() if line.startswith("  ")]
+        self.assertEqual(commands, ["prepare", "plan", "train", "query", "version"])
+        for command in commands:
+            code, out, err = self.run_alone(command, "--help")
+            self.assertEqual((code, err), (0, ""), command)
+            self.assertIn("usage:", out)
+
+    def test_plan_prints_the_launch_line_and_starts_nothing(self):
+        code, out, err = self.run_alone("plan", self.config(), "--set", "parallel.tensor=2", "--set", "parallel.data=3",
+                                        "--set", "train.global_batch=6")
+        self.assertEqual(code, 0, err)
+        self.assertIn("mpirun -n 7", out)
+        self.assertEqual(sorted(os.listdir(self.dir)), ["config.yaml"])
+
+
+if __name__ == "__main__":
+    unittest.main()

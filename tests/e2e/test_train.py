@@ -1,0 +1,108 @@
+"""End to end: runs of each variant under mpirun, what they write, and that the same config is the same run."""
+import math
+import unittest
+from collections import Counter
+
+import harness
+
+VARIANTS = ("mha", "mla-prerope", "mla-decoupled")
+
+
+def entropy(tokens):
+    counts = Counter(tokens)
+    return -sum(n / len(tokens) * math.log(n / len(tokens)) for n in counts.values())
+
+
+class Train(harness.RunTest):
+    def learns(self, variant):
+        self.dataset()
+        config = self.config(attention=dict(variant=variant), train=dict(steps=150, lr="1e-2", log_every=50, global_batch=8),
+                             diagnostics=dict(every=50))
+        db = self.train(3, config, "run", "parallel.tensor=2")
+        losses = self.losses(db)
+        self.assertEqual(len(losses), 150)
+        self.assertAlmostEqual(losses[0], math.log(harness.VOCAB), delta=0.05)
+        (validation,) = db.execute("SELECT loss FROM eval_metrics ORDER BY step DESC LIMIT 1").fetchone()
+        self.assertLess(validation, entropy(harness.markov_tokens(20000)) - 0.2)
+        steps = [row[0] for row in db.execute("SELECT step FROM snapshots WHERE status = 'done' ORDER BY step")]
+        self.assertEqual(steps, [0, 50, 100, 150])
+        parts = 3 if variant == "mla-decoupled" else 1
+        rows = 2 * parts * (4 * 2 + 1)  # layers, parts, heads in two forms and the layer
+        for (count,) in db.execute("SELECT count(*) FROM spectra GROUP BY snapshot_id"):
+            self.assertEqual(count, rows)
+        bad = db.execute("SELECT count(*) FROM spectra WHERE status != 'ok' OR lambda_max IS NULL").fetchone()[0]
+        self.assertEqual(bad, 0)
+        self.assertEqual(db.execute("SELECT status FROM runs").fetchone()[0], "finished")
+        self.assertEqual(db.execute("PRAGMA integrity_check").fetchone()[0], "ok")
+
+    def test_mha_learns_and_is_recorded(self):
+        self.learns("mha")
+
+    def test_prerope_learns_and_is_recorded(self):
+        self.learns("mla-prerope")
+
+    def test_decoupled_learns_and_is_recorded(self):
+        self.learns("mla-decoupled")
+
+    def test_the_same_config_is_the_same_run_bit_for_bit(self):
+        self.dataset()
+        for variant in VARIANTS:
+            config = self.config(attention=dict(variant=variant))
+            first = self.losses(self.train(3, config, variant + "-1", "parallel.tensor=2"))
+            again = self.losses(self.train(3, config, variant + "-2", "parallel.tensor=2"))
+            self.assertEqual(first, again)
+
+    def test_diagnostics_do_not_change_the_run(self):
+        self.dataset()
+        config = self.config(attention=dict(variant="mla-decoupled"))
+        watched = self.losses(self.train(3, config, "on", "parallel.tensor=2", "diagnostics.every=1"))
+        alone = self.losses(self.train(2, config, "off", "parallel.tensor=2", "diagnostics.ranks=0"))
+        self.assertEqual(watched, alone)
+
+    def test_losses_agree_over_tensor_and_data_parallel_shapes(self):
+        self.dataset()
+        for variant in VARIANTS:
+            config = self.config(attention=dict(variant=variant), diagnostics=dict(ranks=0))
+            want = self.losses(self.train(1, config, variant + "-1x1"))
+            for tensor, data in ((2, 1), (1, 2), (2, 2), (4, 1)):
+                run = f"{variant}-{tensor}x{data}"
+                got = self.losses(self.train(tensor * data, config, run, f"parallel.tensor={tensor}"))
+                for a, b in zip(got, want, strict=True):
+                    self.assertAlmostEqual(a, b, delta=2e-5 * want[0])
+
+    def test_vocabulary_that_ranks_do_not_divide(self):
+        """CASES 4: V = 509, the last id in the data."""
+        vocab = 509
+        self.dataset(vocab=vocab)
+        harness.write_shard(self.path("train-00000.bin"), ([508] + harness.markov_tokens(60, vocab)) * 50)
+        config = self.config(model=dict(vocab=vocab), diagnostics=dict(ranks=0), train=dict(steps=2))
+        losses = {p: self.losses(self.train(p, config, f"p{p}", f"parallel.tensor={p}")) for p in (1, 2, 4)}
+        self.assertAlmostEqual(losses[1][0], math.log(vocab), delta=0.05)
+        for p in (2, 4):
+            self.assertAlmostEqual(losses[p][0], losses[1][0], delta=1e-6 * losses[1][0])
+
+    def test_validation_weighs_every_token_the_same(self):
+        """CASES 14: 29 windows in batches of 1, 3 and 8, over 1 and 2 data-parallel ranks."""
+        self.dataset(validation=29 * harness.CONTEXT + 1)
+        values = []
+        for ranks, batch, micro in ((1, 1, 1), (1, 3, 3), (1, 8, 8), (2, 4, 2)):
+            config = self.config(train=dict(steps=1, lr=0, global_batch=batch, micro_batch=micro, warmup=0, eval_tokens=100000),
+                                 diagnostics=dict(ranks=0))
+            db = self.train(ranks, config, f"run{ranks}-{batch}")
+            values.append(db.execute("SELECT loss, tokens FROM eval_metrics").fetchone())
+        for loss, tokens in values:
+            self.assertEqual(tokens, 29 * harness.CONTEXT)
+            self.assertAlmostEqual(loss, values[0][0], delta=1e-6 * values[0][0])
+
+    def test_learning_rates_are_recorded_as_scheduled(self):
+        """CASES 9, in the database."""
+        self.dataset()
+        config = self.config(train=dict(steps=6, warmup=2, lr="1e-3", min_lr_ratio=0.1), diagnostics=dict(ranks=0))
+        got = [r[0] for r in self.train(1, config, "run").execute("SELECT lr FROM train_metrics ORDER BY step")]
+        want = [5e-4, 1e-3] + [1e-3 * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * k / 4))) for k in range(1, 5)]
+        for a, b in zip(got, want, strict=True):
+            self.assertAlmostEqual(a, b, delta=1e-12)
+
+
+if __name__ == "__main__":
+    unittest.main()

@@ -1,0 +1,89 @@
+/* Gradient accumulation (CASES 5): a global batch of 8 as 8 x 1, 4 x 2, 2 x 4 and 1 x 8 samples has the same loss,
+ * gradient and first moment, for each variant. */
+#include "check.h"
+
+#include "core/rng.h"
+#include "trainer/optimizer.h"
+
+enum { GLOBAL_BATCH = 8, CONTEXT = 12 };
+
+typedef struct outcome {
+    double loss;
+    int64_t count;
+    float *gradient, *moment;
+} outcome;
+
+static outcome one_step(const char *variant, int64_t micro) {
+    char setting[64];
+    snprintf(setting, sizeof setting, "attention.variant=%s", variant);
+    const char *settings[] = {setting,
+                              "model.layers=2",
+                              "model.width=32",
+                              "model.heads=4",
+                              "model.ffn=40",
+                              "model.vocab=61",
+                              "model.context=12",
+                              "train.clip=0",
+                              "attention.qk_rope_head_dim=4"};
+    config c;
+    ops o;
+    comm_group self;
+    model m;
+    int decoupled = strcmp(variant, "mla-decoupled") == 0;
+    check_status(config_load(&c, NULL, settings, sizeof settings / sizeof *settings - !decoupled), STATUS_OK);
+    check_status(ops_cpu(&o, 1), STATUS_OK);
+    comm_self(&self);
+    check_status(model_create(&m, &c, &o, &attn_core_cpu, &self, micro), STATUS_OK);
+    int32_t tokens[GLOBAL_BATCH * CONTEXT + 1];
+    for (uint64_t i = 0; i < sizeof tokens / sizeof *tokens; i++) tokens[i] = (int32_t)(rng_u64(5, 6, i) % 61);
+
+    model_zero_gradients(&m);
+    for (int64_t first = 0; first < GLOBAL_BATCH; first += micro)
+        model_train(&m, tokens + first * CONTEXT, tokens + 1 + first * CONTEXT, 1.0f / (GLOBAL_BATCH * CONTEXT));
+    optimizer_reduce(&m, &self);
+    optimizer_norm(&m);
+    outcome r = {.loss = model_take_loss(&m) / (GLOBAL_BATCH * CONTEXT), .count = params_total(&m.params)};
+    size_t bytes = (size_t)r.count * sizeof(float);
+    r.gradient = malloc(bytes);
+    r.moment = malloc(bytes);
+    memcpy(r.gradient, m.params.gradient, bytes);
+    optimizer_update(&m, &c, 1, 1e-3);
+    memcpy(r.moment, m.params.moment1, bytes);
+    model_free(&m);
+    config_free(&c);
+    return r;
+}
+
+static void accumulates(const char *variant) {
+    outcome whole = one_step(variant, GLOBAL_BATCH);
+    check_near(whole.loss, log(61), 0.2);
+    for (int64_t micro = 1; micro < GLOBAL_BATCH; micro *= 2) {
+        outcome r = one_step(variant, micro);
+        check_near(r.loss, whole.loss, 1e-6 * whole.loss);
+        check_near(relative_error(r.gradient, whole.gradient, (size_t)whole.count), 0, 1e-5);
+        check_near(relative_error(r.moment, whole.moment, (size_t)whole.count), 0, 1e-5);
+        free(r.gradient);
+        free(r.moment);
+    }
+    /* Adam's first moment after step 1 is (1 - beta1) times the gradient: nothing is doubled on the way. */
+    for (int64_t i = 0; i < whole.count; i++) check_near(whole.moment[i], 0.1 * whole.gradient[i], 1e-7);
+    free(whole.gradient);
+    free(whole.moment);
+}
+
+static void test_mha(void **state) {
+    accumulates("mha");
+}
+static void test_prerope(void **state) {
+    accumulates("mla-prerope");
+}
+static void test_decoupled(void **state) {
+    accumulates("mla-decoupled");
+}
+
+static const struct CMUnitTest tests[] = {
+    cmocka_unit_test(test_mha),
+    cmocka_unit_test(test_prerope),
+    cmocka_unit_test(test_decoupled),
+};
+TEST_MAIN(tests)
