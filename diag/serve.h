@@ -1,0 +1,13 @@
+/* The serving of one message, apart from the channel that it came through: what diag_serve() loops over, and what tests
+ * and benchmarks drive with messages made by hand. */
+#pragma once
+
+#include "diag/diag.h"
+
+/* Takes one message from one of `senders` ranks: queues a record for the database, or adds a share to its snapshot and,
+ * when that is complete, computes and writes it. Returns the credits to grant: one for each snapshot that was finished
+ * or given up. */
+int diag_take(diag *d, const channel_message *message, int senders);
+
+/* What is still incomplete will never be complete. Returns the credits, as above. */
+int diag_give_up(diag *d);

@@ -1,0 +1,65 @@
+/* The run's database (DESIGN section 7): one SQLite file, one writer, readers welcome.
+ *
+ * Writing is a queue: store_add() keeps a record, store_flush() writes all that wait in one transaction. When that
+ * fails (disk full, database locked) they stay, are counted, and go with the next transaction, together with an event
+ * that says so: a fault here never stops training. Upserts everywhere: a replayed step leaves no duplicates. What is
+ * not finite is NULL. */
+#pragma once
+
+#include "core/config.h"
+#include "diag/diag.h"
+#include "diag/maps.h"
+
+typedef struct store store;
+
+typedef struct store_session {
+    const config *config;
+    const char *device, *hosts, *code_version;
+    int tp, dp;
+    const maps_matrix *matrices; /* [matrix_count], the caller's, as long as the store is open */
+    int matrix_count;
+} store_session;
+
+/* Opens or creates the database and the rows of the run and of this session. IO when it cannot be written or another
+ * process writes it, DATA when the file is no database of ours. */
+status store_open(store **out, const char *path, const store_session *session);
+
+typedef enum store_kind { STORE_STEP, STORE_EVAL, STORE_EVENT, STORE_SNAPSHOT, STORE_FINISH } store_kind;
+
+typedef struct store_snapshot {
+    int64_t step, tokens;
+    const char *status; /* planned, done, dropped, failed */
+    double lag_ms, compute_ms;
+    spectrum *rows; /* [matrix_count] malloc'ed, given to the store; NULL unless done */
+    double *values; /* all singular values, likewise; NULL: not stored */
+} store_snapshot;
+
+typedef struct store_record {
+    store_kind kind;
+    union {
+        diag_step step;
+        diag_eval eval;
+        diag_event event;
+        diag_finish finish;
+        store_snapshot snapshot;
+    };
+} store_record;
+
+/* Keeps a copy until it is written. */
+void store_add(store *s, const store_record *record);
+
+/* An event of the diagnostics' own. */
+__attribute__((format(printf, 5, 6))) void store_event(store *s, int64_t step, const char *level, const char *kind,
+                                                       const char *format, ...);
+
+/* Writes what waits. IO when it could not: the records stay. */
+status store_flush(store *s);
+
+/* True when a commit costs no disk flush, so that each record may be written at once. */
+bool store_is_cheap(const store *s);
+
+/* Records that wait. */
+int store_waiting(const store *s);
+
+/* Writes what waits, checkpoints, leaves a single file in rollback mode, frees. IO when records were lost. */
+status store_close(store *s);
