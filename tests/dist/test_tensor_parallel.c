@@ -29,13 +29,13 @@ typedef struct run {
 /* ---------------------------------------------------------------- two runs of one configuration */
 
 static void split_world(run *r, int tp) {
-    MPI_Comm tensor, data;
-    MPI_Comm_split(MPI_COMM_WORLD, world_rank() / tp, world_rank(), &tensor);
-    MPI_Comm_split(MPI_COMM_WORLD, world_rank() % tp, world_rank(), &data);
-    check_status(comm_over_mpi(&r->tp, tensor), STATUS_OK);
-    check_status(comm_over_mpi(&r->dp, data), STATUS_OK);
-    MPI_Comm_free(&tensor);
-    MPI_Comm_free(&data);
+    MPI_Comm across_tensor, across_data;
+    MPI_Comm_split(MPI_COMM_WORLD, world_rank() / tp, world_rank(), &across_tensor);
+    MPI_Comm_split(MPI_COMM_WORLD, world_rank() % tp, world_rank(), &across_data);
+    check_status(comm_over_mpi(&r->tp, across_tensor), STATUS_OK);
+    check_status(comm_over_mpi(&r->dp, across_data), STATUS_OK);
+    MPI_Comm_free(&across_tensor);
+    MPI_Comm_free(&across_data);
 }
 
 static void load_config(config *out, const char *const *more, int count) {
