@@ -1,0 +1,216 @@
+/* bulkhead prepare: its options and its summary. The work is in data/prepare.c. */
+#include "data/prepare.h"
+#include "trainer/cli/command.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static const char help[] =
+    "usage: bulkhead prepare INPUT... -o DIR [--vocab N | --tokenizer MODEL] [OPTION...]\n"
+    "\n"
+    "Turns text into what `bulkhead train` reads: DIR/tokenizer.model, train-*.bin, val-*.bin\n"
+    "and dataset.json. DIR must not exist or be empty; it appears only when it is whole.\n"
+    "\n"
+    "INPUT is .txt (or any other text) or .jsonl, plain, .gz or .zst; `-` is standard input.\n"
+    "A text file is one document, a .jsonl line is one; each ends with the tokenizer's </s>.\n"
+    "\n"
+    "  -o, --output DIR        the folder to write\n"
+    "      --vocab N           train a SentencePiece unigram model of N ids on the text (32000)\n"
+    "      --tokenizer MODEL   use this SentencePiece model instead\n"
+    "      --field NAME        the field of .jsonl that holds the text (text)\n"
+    "      --format F          text or jsonl, whatever the names say\n"
+    "      --documents HOW     what a document of a text file is: file, blank-lines (they\n"
+    "                          separate documents) or lines (file)\n"
+    "      --val-fraction F    part of the text that becomes the validation split (0.01): whole\n"
+    "                          documents, or pieces of them where there are few\n"
+    "      --seed N            draws the validation split and the tokenizer's lines (1)\n"
+    "      --encoding E        utf8 or latin1 (utf8)\n"
+    "      --invalid HOW       lines that are not UTF-8: stop, latin1 (read those lines as\n"
+    "                          Latin-1) or skip; they are counted and named always (stop)\n"
+    "      --shard-tokens N    tokens a shard at most (100000000)\n"
+    "      --threads N         threads that encode; the result does not depend on it (all cores)\n"
+    "  -h, --help              this text\n"
+    "\n"
+    "Examples:\n"
+    "  bulkhead prepare book.txt -o data-book --vocab 4096\n"
+    "  bulkhead prepare part-*.jsonl.zst -o data-web --field content --val-fraction 0.001\n"
+    "  zcat old.txt.gz | bulkhead prepare - -o data-old --vocab 4096 --invalid latin1\n"
+    "  bulkhead prepare more.txt -o data-more --tokenizer data-book/tokenizer.model\n"
+    "\n"
+    "Exit codes: 64 usage, 65 bad data, 66 no input, 74 I/O.\n";
+
+static status wrong(const char *option, const char *value, const char *want) {
+    return status_fail(STATUS_USAGE, "--%s %s: want %s", option, value, want);
+}
+
+static status read_integer(int64_t *out, const char *option, const char *text, int64_t least, int64_t most) {
+    char *end, want[96];
+    errno = 0;
+    long long value = strtoll(text, &end, 10);
+    snprintf(want, sizeof want, "a whole number from %" PRId64 " to %" PRId64, least, most);
+    if (end == text || *end || errno || value < least || value > most) return wrong(option, text, want);
+    *out = value;
+    return STATUS_OK;
+}
+
+static status read_fraction(double *out, const char *option, const char *text) {
+    char *end;
+    double value = strtod(text, &end);
+    if (end == text || *end || !(value >= 0 && value < 1)) return wrong(option, text, "a fraction from 0 to below 1");
+    *out = value;
+    return STATUS_OK;
+}
+
+/* The choice's index among the names, which end with NULL. */
+static status read_choice(int *out, const char *option, const char *text, const char *const *names, const char *want) {
+    for (*out = 0; names[*out]; ++*out)
+        if (strcmp(names[*out], text) == 0) return STATUS_OK;
+    return wrong(option, text, want);
+}
+
+enum {
+    OPTION_VOCAB = 256,
+    OPTION_TOKENIZER,
+    OPTION_FIELD,
+    OPTION_FORMAT,
+    OPTION_DOCUMENTS,
+    OPTION_FRACTION,
+    OPTION_SEED,
+    OPTION_ENCODING,
+    OPTION_INVALID,
+    OPTION_SHARD,
+    OPTION_THREADS
+};
+
+static const struct option long_options[] = {
+    {"output", required_argument, NULL, 'o'},
+    {"vocab", required_argument, NULL, OPTION_VOCAB},
+    {"tokenizer", required_argument, NULL, OPTION_TOKENIZER},
+    {"field", required_argument, NULL, OPTION_FIELD},
+    {"format", required_argument, NULL, OPTION_FORMAT},
+    {"documents", required_argument, NULL, OPTION_DOCUMENTS},
+    {"val-fraction", required_argument, NULL, OPTION_FRACTION},
+    {"seed", required_argument, NULL, OPTION_SEED},
+    {"encoding", required_argument, NULL, OPTION_ENCODING},
+    {"invalid", required_argument, NULL, OPTION_INVALID},
+    {"shard-tokens", required_argument, NULL, OPTION_SHARD},
+    {"threads", required_argument, NULL, OPTION_THREADS},
+    {"help", no_argument, NULL, 'h'},
+    {0},
+};
+
+static status read_option(prepare_options *o, int option, const char *text) {
+    static const char *const formats[] = {"text", "jsonl", NULL}, *const encodings[] = {"utf8", "latin1", NULL};
+    static const char *const invalids[] = {"stop", "latin1", "skip", NULL};
+    static const char *const documents[] = {"file", "blank-lines", "lines", NULL};
+    int64_t number;
+    int choice;
+    switch (option) {
+    case 'o':
+        o->out_dir = text;
+        break;
+    case OPTION_VOCAB:
+        return read_integer(&o->vocab, "vocab", text, 1, 16777216);
+    case OPTION_TOKENIZER:
+        o->tokenizer = text;
+        break;
+    case OPTION_FIELD:
+        o->reading.field = text;
+        break;
+    case OPTION_FORMAT:
+        TRY(read_choice(&choice, "format", text, formats, "text or jsonl"));
+        o->reading.format = FORMAT_TEXT + choice;
+        break;
+    case OPTION_DOCUMENTS:
+        TRY(read_choice(&choice, "documents", text, documents, "file, blank-lines or lines"));
+        o->reading.documents = choice;
+        break;
+    case OPTION_FRACTION:
+        return read_fraction(&o->val_fraction, "val-fraction", text);
+    case OPTION_SEED:
+        TRY(read_integer(&number, "seed", text, 0, 9007199254740992));
+        o->seed = (uint64_t)number;
+        break;
+    case OPTION_ENCODING:
+        TRY(read_choice(&choice, "encoding", text, encodings, "utf8 or latin1"));
+        o->reading.encoding = choice;
+        break;
+    case OPTION_INVALID:
+        TRY(read_choice(&choice, "invalid", text, invalids, "stop, latin1 or skip"));
+        o->reading.invalid = choice;
+        break;
+    case OPTION_SHARD:
+        return read_integer(&o->shard_tokens, "shard-tokens", text, 1, INT32_MAX);
+    case OPTION_THREADS:
+        TRY(read_integer(&number, "threads", text, 1, 1024));
+        o->threads = (int)number;
+        break;
+    }
+    return STATUS_OK;
+}
+
+static status check_options(prepare_options *o) {
+    enum { VOCAB = 32000 };
+    if (o->input_count == 0)
+        return status_fail(STATUS_USAGE, "name the text to prepare; `bulkhead prepare --help` shows how");
+    if (!o->out_dir || !o->out_dir[0]) return status_fail(STATUS_USAGE, "name the folder to write with -o DIR");
+    if (o->vocab && o->tokenizer)
+        return status_fail(STATUS_USAGE, "--vocab trains a tokenizer, --tokenizer brings one: give only one of them");
+    if (!o->vocab) o->vocab = VOCAB;
+    int standard = 0;
+    for (int i = 0; i < o->input_count; i++) standard += strcmp(o->inputs[i], "-") == 0;
+    return standard <= 1 ? STATUS_OK : status_fail(STATUS_USAGE, "standard input (-) can be read only once");
+}
+
+static void print_split(const char *name, const dataset_split *s) {
+    if (s->tokens == 0) {
+        printf("  %-10s  none\n", name);
+        return;
+    }
+    printf("  %-10s  %" PRId64 " tokens, %" PRId64 " documents, %" PRId64
+           " shard%s, %.3f bytes a token, unigram entropy %.4f nats\n",
+           name, s->tokens, s->documents, s->shards, s->shards == 1 ? "" : "s", (double)s->bytes / (double)s->tokens,
+           s->unigram_entropy_nats);
+}
+
+static void print_summary(const prepare_options *o, const dataset_info *info) {
+    printf("%s: vocabulary of %" PRId64 ", tokenizer %s\n", o->out_dir, info->vocab, info->tokenizer_hash);
+    print_split("train", &info->train);
+    print_split("validation", &info->validation);
+}
+
+status cmd_prepare(int argc, char **argv) {
+    long cores = sysconf(_SC_NPROCESSORS_ONLN);
+    prepare_options o = {.reading.field = "text",
+                         .val_fraction = 0.01,
+                         .seed = 1,
+                         .shard_tokens = 100000000,
+                         .threads = cores > 64  ? 64
+                                    : cores > 1 ? (int)cores
+                                                : 1};
+    opterr = 0;
+    optind = 0; /* glibc: start anew */
+    for (int option; (option = getopt_long(argc, argv, ":o:h", long_options, NULL)) != -1;) {
+        if (option == 'h') {
+            fputs(help, stdout);
+            return STATUS_OK;
+        }
+        if (option == ':') return status_fail(STATUS_USAGE, "%s wants a value", argv[optind - 1]);
+        if (option == '?')
+            return status_fail(STATUS_USAGE, "there is no option %s; `bulkhead prepare --help` lists them",
+                               argv[optind - 1]);
+        TRY(read_option(&o, option, optarg));
+    }
+    o.inputs = (const char *const *)argv + optind;
+    o.input_count = argc - optind;
+    TRY(check_options(&o));
+    dataset_info info;
+    TRY(prepare(&o, &info));
+    print_summary(&o, &info);
+    return STATUS_OK;
+}
