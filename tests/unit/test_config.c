@@ -4,6 +4,7 @@
 
 #include "core/config.h"
 
+#include <glob.h>
 #include <locale.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -492,13 +493,27 @@ static void other_locales(void **state) {
     config_free(&c);
 }
 
+/* The configurations that come with the program are valid ones. */
+static void shipped_configs(void **state) {
+    glob_t found;
+    assert_int_equal(glob(SHIPPED_CONFIGS "/*.yaml", 0, NULL, &found), 0);
+    assert_true(found.gl_pathc >= 6);
+    for (size_t i = 0; i < found.gl_pathc; i++) {
+        config c;
+        status_clear();
+        check_status(config_load(&c, found.gl_pathv[i], NULL, 0), STATUS_OK);
+        config_free(&c);
+    }
+    globfree(&found);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(numbers),          cmocka_unit_test(bad_numbers),   cmocka_unit_test(flags),
     cmocka_unit_test(names_stay_names), cmocka_unit_test(nulls),         cmocka_unit_test(unknown_keys),
     cmocka_unit_test(duplicates),       cmocka_unit_test(malformed),     cmocka_unit_test(bad_settings),
     cmocka_unit_test(missing_files),    cmocka_unit_test(lists),         cmocka_unit_test(sizes),
     cmocka_unit_test(run_names),        cmocka_unit_test(rules),         cmocka_unit_test(unsupported),
-    cmocka_unit_test(round_trip),       cmocka_unit_test(other_locales),
+    cmocka_unit_test(round_trip),       cmocka_unit_test(other_locales), cmocka_unit_test(shipped_configs),
 };
 
 TEST_MAIN(tests)
