@@ -6,7 +6,7 @@
 #include <string.h>
 
 enum { MOST_PIECES = 1 << 16 };
-static const int64_t most_elements = (int64_t)1 << 31; /* of one tensor: far above any, far below what wraps */
+static const int64_t most_elements = (int64_t)1 << 30; /* of one tensor: far above any, far below what wraps */
 
 static const char magic[8] = "BHSNAP1";
 
