@@ -1,0 +1,120 @@
+/* bulkhead query: asks run databases, read-only. */
+#include "diag/query.h"
+#include "trainer/cli/command.h"
+
+#include <errno.h>
+#include <getopt.h>
+#include <stdlib.h>
+#include <string.h>
+
+static void print_help(void) {
+    puts("usage: bulkhead query DB... QUESTION [--form F] [--part P] [--stat S] [--layer N] [--step N] [--csv | "
+         "--json]\n"
+         "       bulkhead query DB... --sql TEXT [--csv | --json]\n"
+         "\n"
+         "Asks the spectral history databases of runs (run.db files or run folders); nothing is ever written.\n"
+         "Several databases are asked in turn; a first column then says where a row is from.\n"
+         "\n"
+         "questions:");
+    for (int i = 0; query_question_name(i); i++) printf("  %-8s  %s\n", query_question_name(i), query_question_help(i));
+    puts("\noptions:\n"
+         "  --form F    score (default) or channel\n"
+         "  --part P    full (default), content or rope\n"
+         "  --stat S    median (default) or max over the heads, or layer: the layer as a whole\n"
+         "  --layer N   this layer only\n"
+         "  --step N    this step; the default is the last snapshot\n"
+         "  --sql TEXT  one SELECT; the views v_spectra, v_layer_step, v_spike_onset, v_variant_compare and v_metrics "
+         "help\n"
+         "  --csv, --json  for programs");
+}
+
+static bool is_question(const char *word) {
+    for (int i = 0; query_question_name(i); i++)
+        if (strcmp(query_question_name(i), word) == 0) return true;
+    return false;
+}
+
+static status read_number(const char *option, const char *text, int64_t *to) {
+    char *end = NULL;
+    errno = 0;
+    long long value = strtoll(text, &end, 10);
+    if (errno || end == text || *end || value < 0)
+        return status_fail(STATUS_USAGE, "--%s wants a whole number from 0 on, not \"%s\"", option, text);
+    *to = value;
+    return STATUS_OK;
+}
+
+/* The options; what is left in argv from optind on are databases and the question. */
+static status read_options(int argc, char **argv, query_request *r, bool *help) {
+    static const struct option options[] = {
+        {"form", required_argument, NULL, 'f'}, {"part", required_argument, NULL, 'p'},
+        {"stat", required_argument, NULL, 's'}, {"layer", required_argument, NULL, 'l'},
+        {"step", required_argument, NULL, 't'}, {"sql", required_argument, NULL, 'q'},
+        {"csv", no_argument, NULL, 'c'},        {"json", no_argument, NULL, 'j'},
+        {"help", no_argument, NULL, 'h'},       {NULL, 0, NULL, 0}};
+    optind = 1;
+    opterr = 0;
+    for (int option; (option = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
+        switch (option) {
+        case 'f':
+            r->form = optarg;
+            break;
+        case 'p':
+            r->part = optarg;
+            break;
+        case 's':
+            r->stat = optarg;
+            break;
+        case 'l':
+            TRY(read_number("layer", optarg, &r->layer));
+            break;
+        case 't':
+            TRY(read_number("step", optarg, &r->step));
+            break;
+        case 'q':
+            r->sql = optarg;
+            break;
+        case 'c':
+            r->format = TABLE_CSV;
+            break;
+        case 'j':
+            r->format = TABLE_JSON;
+            break;
+        case 'h':
+            *help = true;
+            return STATUS_OK;
+        default:
+            return status_fail(STATUS_USAGE, "'%s' is not understood; `bulkhead query --help` lists the options",
+                               argv[optind - 1]);
+        }
+    }
+    return STATUS_OK;
+}
+
+status cmd_query(int argc, char **argv) {
+    query_request r = {.layer = -1, .step = -1};
+    bool help = false;
+    TRY(read_options(argc, argv, &r, &help));
+    if (help) {
+        print_help();
+        return STATUS_OK;
+    }
+    const char **databases = calloc((size_t)argc + 1, sizeof(*databases));
+    if (!databases) return status_fail(STATUS_INTERNAL, "out of memory");
+    int count = 0;
+    for (int i = optind; i < argc; i++) {
+        if (!r.sql && !r.question && is_question(argv[i]))
+            r.question = argv[i];
+        else
+            databases[count++] = argv[i];
+    }
+    status s;
+    if (!r.sql && !r.question)
+        s = status_fail(STATUS_USAGE, "no question; `bulkhead query --help` lists them");
+    else if (count == 0)
+        s = status_fail(STATUS_USAGE, "no database; name a run.db or a run folder");
+    else
+        s = query_run(databases, count, &r, stdout);
+    free(databases);
+    return s;
+}
