@@ -168,23 +168,28 @@ static const char *shown_name(const source *s) {
     return is_standard(s) ? "standard input" : s->name;
 }
 
+/* Fills s->spool when the open input cannot be read twice. */
+static status keep_if_needed(job *j, int fd, source *s) {
+    struct stat st;
+    bool again = !is_standard(s) && fstat(fd, &st) == 0 && (S_ISREG(st.st_mode) || S_ISDIR(st.st_mode));
+    return again ? STATUS_OK : spool(j, fd, s);
+}
+
 static status open_source(job *j, source *s, reader **out) {
-    int fd;
+    int fd = s->spool >= 0 ? dup(s->spool) : is_standard(s) ? dup(STDIN_FILENO) : open(s->name, O_RDONLY | O_CLOEXEC);
+    if (fd < 0) return status_fail(STATUS_NO_INPUT, "cannot open %s: %s", shown_name(s), strerror(errno));
     if (s->spool < 0) {
-        fd = is_standard(s) ? dup(STDIN_FILENO) : open(s->name, O_RDONLY | O_CLOEXEC);
-        if (fd < 0) return status_fail(STATUS_NO_INPUT, "cannot open %s: %s", shown_name(s), strerror(errno));
-        struct stat st;
-        bool again = fstat(fd, &st) == 0 && (S_ISREG(st.st_mode) || S_ISDIR(st.st_mode)) && !is_standard(s);
-        if (!again) {
-            status result = spool(j, fd, s);
+        status result = keep_if_needed(j, fd, s);
+        if (result != STATUS_OK) {
             close(fd);
-            if (result != STATUS_OK) return result;
+            return result;
         }
+        if (s->spool >= 0) dup2(s->spool, fd); /* from here on the copy is the input */
     }
-    if (s->spool >= 0) {
-        fd = dup(s->spool);
-        if (fd < 0 || lseek(fd, 0, SEEK_SET) < 0)
-            return status_fail(STATUS_IO, "cannot read %s again: %s", shown_name(s), strerror(errno));
+    if (s->spool >= 0 && lseek(fd, 0, SEEK_SET) < 0) {
+        status result = status_fail(STATUS_IO, "cannot read %s again: %s", shown_name(s), strerror(errno));
+        close(fd);
+        return result;
     }
     return reader_open(out, fd, shown_name(s), &j->options->reading);
 }
