@@ -8,6 +8,8 @@
 #include <stdint.h>
 #include <stdio.h>
 
+struct sqlite3_stmt;
+
 typedef enum table_format { TABLE_ALIGNED, TABLE_CSV, TABLE_JSON } table_format;
 
 typedef struct table_cell {
