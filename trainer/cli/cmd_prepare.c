@@ -108,8 +108,8 @@ static status read_option(prepare_options *o, int option, const char *text) {
     static const char *const formats[] = {"text", "jsonl", NULL}, *const encodings[] = {"utf8", "latin1", NULL};
     static const char *const invalids[] = {"stop", "latin1", "skip", NULL};
     static const char *const documents[] = {"file", "blank-lines", "lines", NULL};
-    int64_t number;
-    int choice;
+    int64_t number = 0;
+    int choice = 0;
     switch (option) {
     case 'o':
         o->out_dir = text;
