@@ -1,0 +1,323 @@
+/* The run's database: rows, upserts, readers beside the writer, and what happens when it cannot be written. */
+#include "check.h"
+#include "diag/store.h"
+#include "rundb.h"
+#include "snapshots.h"
+
+enum { LAYERS = 2, HEADS = 3 };
+
+typedef struct run {
+    config config;
+    maps *maps;
+    store *store;
+    store_session session;
+} run;
+
+static status open_run(run *r) {
+    r->config = diagnostics_config(VARIANT_MHA, LAYERS, HEADS, 4, 24);
+    check_status(maps_open(&r->maps, &r->config, 1), STATUS_OK);
+    r->session = (store_session){.config = &r->config,
+                                 .device = "cpu",
+                                 .hosts = "here",
+                                 .code_version = "0",
+                                 .tp = 2,
+                                 .dp = 1,
+                                 .matrices = maps_matrices(r->maps),
+                                 .matrix_count = maps_count(r->maps)};
+    return store_open(&r->store, rundb_path, &r->session);
+}
+
+static void close_run(run *r) {
+    check_status(store_close(r->store), STATUS_OK);
+    maps_close(r->maps);
+}
+
+static void add_step(run *r, int64_t step, double loss) {
+    store_record record = {.kind = STORE_STEP,
+                           .step = {.step = step,
+                                    .tokens = 256 * step,
+                                    .loss = loss,
+                                    .grad_norm = 1,
+                                    .lr = 1e-3,
+                                    .step_ms = 10,
+                                    .tokens_per_s = 25600,
+                                    .mfu = NAN}};
+    store_add(r->store, &record);
+}
+
+/* A snapshot of noise; scale distinguishes a replay. */
+static void add_snapshot(run *r, int64_t step, bool with_values, uint64_t seed) {
+    snapshot s = {0};
+    snapshot_fill(&s, &r->config, seed);
+    store_record record = {
+        .kind = STORE_SNAPSHOT,
+        .snapshot = {.step = step, .tokens = 256 * step, .status = "done", .lag_ms = 2, .compute_ms = 1}};
+    record.snapshot.rows = malloc((size_t)maps_count(r->maps) * sizeof(spectrum));
+    record.snapshot.values = malloc((size_t)maps_value_count(r->maps) * sizeof(double));
+    check_status(maps_compute(r->maps, &s, record.snapshot.rows, record.snapshot.values), STATUS_OK);
+    if (!with_values) {
+        free(record.snapshot.values);
+        record.snapshot.values = NULL;
+    }
+    store_add(r->store, &record);
+    snapshot_free(&s);
+}
+
+static void finish(run *r) {
+    store_record record = {.kind = STORE_FINISH, .finish = {.last_step = 20, .status = "finished"}};
+    store_add(r->store, &record);
+}
+
+static void a_run_leaves_its_rows(void **state) {
+    run r;
+    check_status(open_run(&r), STATUS_OK);
+    int matrices = maps_count(r.maps);
+    add_step(&r, 1, 5.5);
+    add_snapshot(&r, 0, true, 1);
+    add_snapshot(&r, 10, false, 2);
+    store_event(r.store, 10, "info", "checkpoint", "step-%d", 10);
+    finish(&r);
+    check_status(store_flush(r.store), STATUS_OK);
+    assert_int_equal(store_waiting(r.store), 0);
+    close_run(&r);
+    assert_int_equal(rundb_files(), 1);
+    check_sql("SELECT count(*) FROM pragma_integrity_check WHERE integrity_check = 'ok'", 1);
+    check_sql("PRAGMA page_size", 4096);
+    check_sql("SELECT count(*) FROM pragma_journal_mode WHERE journal_mode = 'delete'", 1);
+    check_sql(
+        "SELECT count(*) FROM runs WHERE status = 'finished' AND variant = 'mha' AND length(uuid) = 36 AND ended_at",
+        1);
+    check_sql("SELECT count(*) FROM params WHERE key = 'model.width' AND value = '24'", 1);
+    check_sql("SELECT count(*) FROM sessions WHERE attempt = 1 AND tp = 2 AND exit_code = 0 AND first_step = 1", 1);
+    check_sql("SELECT count(*) FROM matrices", matrices);
+    check_sql("SELECT count(*) FROM spectra", 2 * matrices);
+    check_sql("SELECT count(*) FROM esd", matrices);
+    check_sql("SELECT count(*) FROM esd JOIN matrices USING(matrix_id) WHERE length(singular_values) = 8 * n AND n = "
+              "min(rows, cols)",
+              matrices);
+    check_sql("SELECT count(*) FROM layer_spectra", 2 * LAYERS * (2 + 2 + 1)); /* score, channel: median, max; layer */
+    check_sql("SELECT count(*) FROM events WHERE kind = 'checkpoint' AND message = 'step-10' AND seq = 1", 1);
+    check_sql("SELECT count(*) FROM train_metrics WHERE mfu IS NULL AND loss = 5.5", 1);
+    check_sql("SELECT count(*) FROM spectra WHERE tw_score IS NULL AND null_id IS NULL AND status = 'ok'",
+              2 * matrices);
+    check_sql("SELECT count(*) FROM v_spectra", 2 * matrices);
+    check_sql("SELECT count(*) FROM spectra WHERE typeof(outliers_above) <> 'integer' OR typeof(lambda_max) <> 'real'",
+              0);
+}
+
+/* Matrix ids follow the list: (form, part, scope, layer, head). */
+static void ids_are_in_order(void **state) {
+    run r;
+    check_status(open_run(&r), STATUS_OK);
+    close_run(&r);
+    check_sql("SELECT count(*) FROM matrices a JOIN matrices b ON b.matrix_id = a.matrix_id + 1"
+              " WHERE a.form = b.form AND a.scope = b.scope AND a.form <> 'weight' AND (a.layer, a.head) >= (b.layer, "
+              "b.head)",
+              0);
+    check_sql("SELECT form = 'score' AND scope = 'head' AND layer = 0 AND head = 0 FROM matrices WHERE matrix_id = 1",
+              1);
+}
+
+/* The median and the maximum over heads, by SQL from the heads' own rows. */
+static void layer_rows_are_over_the_heads(void **state) {
+    run r;
+    check_status(open_run(&r), STATUS_OK);
+    add_snapshot(&r, 0, false, 4);
+    close_run(&r);
+    const char heads[] =
+        "FROM v_spectra v WHERE v.form = l.form AND v.part = l.part AND v.scope = 'head' AND v.layer = l.layer";
+    char sql[800];
+    snprintf(sql, sizeof(sql),
+             "SELECT count(*) FROM layer_spectra l WHERE stat = 'max' AND stable_rank = (SELECT max(stable_rank) %s)",
+             heads);
+    check_sql(sql, 2 * LAYERS);
+    snprintf(sql, sizeof(sql),
+             "SELECT count(*) FROM layer_spectra l WHERE stat = 'median' AND stable_rank ="
+             " (SELECT stable_rank %s ORDER BY stable_rank LIMIT 1 OFFSET 1)",
+             heads);
+    check_sql(sql, 2 * LAYERS);
+    check_sql("SELECT count(*) FROM layer_spectra l JOIN v_spectra v ON v.scope = 'layer' AND v.layer = l.layer"
+              " WHERE l.stat = 'layer' AND l.lambda_max = v.lambda_max AND l.effective_rank = v.effective_rank AND "
+              "v.form = 'score'",
+              LAYERS);
+    check_sql("SELECT count(*) FROM layer_spectra WHERE form = 'weight'", 0);
+}
+
+/* What comes twice is there once, with the later value; another session keeps run, ids and rows. */
+static void replays_leave_no_duplicates(void **state) {
+    run r;
+    check_status(open_run(&r), STATUS_OK);
+    add_step(&r, 1, 5);
+    add_step(&r, 2, 4);
+    add_snapshot(&r, 2, true, 1);
+    close_run(&r); /* without a finish record */
+    check_sql("SELECT count(*) FROM runs WHERE status = 'failed'", 1);
+    double before = rundb_number("SELECT sum(lambda_max) FROM spectra"),
+           rows = rundb_number("SELECT count(*) FROM spectra");
+    check_status(open_run(&r), STATUS_OK);
+    add_step(&r, 2, 3);
+    add_snapshot(&r, 2, true, 2);
+    finish(&r);
+    close_run(&r);
+    check_sql("SELECT count(*) FROM runs", 1);
+    check_sql("SELECT count(*) FROM sessions", 2);
+    check_sql("SELECT count(*) FROM snapshots", 1);
+    check_sql("SELECT count(*) FROM spectra", rows);
+    check_sql("SELECT max(matrix_id) - count(*) FROM matrices", 0);
+    check_sql("SELECT count(*) FROM train_metrics", 2);
+    check_sql("SELECT loss FROM train_metrics WHERE step = 2", 3);
+    assert_true(rundb_number("SELECT sum(lambda_max) FROM spectra") != before);
+    before = rundb_number("SELECT sum(lambda_max) FROM spectra");
+    check_status(open_run(&r), STATUS_OK);
+    add_snapshot(&r, 2, true, 2);
+    close_run(&r);
+    check_sql("SELECT sum(lambda_max) FROM spectra", before);
+}
+
+static void not_a_number_becomes_null(void **state) {
+    run r;
+    check_status(open_run(&r), STATUS_OK);
+    add_step(&r, 1, NAN);
+    add_step(&r, 2, INFINITY);
+    snapshot s = {0};
+    snapshot_fill(&s, &r.config, 1);
+    s.tensors[1].data[0] = NAN;
+    store_record record = {.kind = STORE_SNAPSHOT, .snapshot = {.step = 2, .status = "done"}};
+    record.snapshot.rows = malloc((size_t)maps_count(r.maps) * sizeof(spectrum));
+    record.snapshot.values = malloc((size_t)maps_value_count(r.maps) * sizeof(double));
+    check_status(maps_compute(r.maps, &s, record.snapshot.rows, record.snapshot.values), STATUS_OK);
+    store_add(r.store, &record);
+    snapshot_free(&s);
+    int matrices = maps_count(r.maps);
+    close_run(&r);
+    check_sql("SELECT count(*) FROM train_metrics WHERE loss IS NULL", 2);
+    check_sql("SELECT count(*) FROM spectra", matrices);
+    check_sql("SELECT count(*) FROM spectra WHERE status = 'nonfinite' AND lambda_max IS NULL AND stable_rank IS NULL",
+              4);
+    check_sql("SELECT count(*) FROM esd", matrices - 4);
+}
+
+/* A reader sees whole snapshots only, all the time, and does not stop the writer. */
+static void readers_are_welcome(void **state) {
+    run r;
+    check_status(open_run(&r), STATUS_OK);
+    int matrices = maps_count(r.maps);
+    sqlite3 *reader = rundb_open(SQLITE_OPEN_READONLY);
+    sqlite3_stmt *q = NULL;
+    assert_int_equal(sqlite3_prepare_v2(reader, "SELECT count(*) FROM spectra", -1, &q, NULL), SQLITE_OK);
+    for (int step = 1; step <= 3; step++) {
+        add_snapshot(&r, step, false, (uint64_t)step);
+        assert_int_equal(sqlite3_step(q), SQLITE_ROW); /* an open read transaction while the writer commits */
+        assert_int_equal(sqlite3_column_int(q, 0), (step - 1) * matrices);
+        if (store_is_cheap(r.store)) check_status(store_flush(r.store), STATUS_OK);
+        sqlite3_reset(q);
+        check_status(store_flush(r.store), STATUS_OK);
+    }
+    sqlite3_finalize(q);
+    sqlite3_close(reader);
+    close_run(&r);
+    assert_int_equal(rundb_files(), 1);
+}
+
+static void a_locked_database_is_refused(void **state) {
+    run r;
+    check_status(open_run(&r), STATUS_OK);
+    close_run(&r);
+    sqlite3 *other = rundb_open(SQLITE_OPEN_READWRITE);
+    assert_int_equal(sqlite3_exec(other, "BEGIN EXCLUSIVE", NULL, NULL, NULL), SQLITE_OK);
+    check_status(open_run(&r), STATUS_IO);
+    assert_non_null(strstr(status_message(), "in use by another process"));
+    maps_close(r.maps);
+    sqlite3_close(other);
+    status_clear();
+    check_status(open_run(&r), STATUS_OK);
+    close_run(&r);
+}
+
+/* Locked while the run goes on: the rows wait, arrive with the next transaction, and an event tells. */
+static void a_lock_on_the_way_only_delays(void **state) {
+    run r;
+    check_status(open_run(&r), STATUS_OK);
+    sqlite3 *other = rundb_open(SQLITE_OPEN_READWRITE);
+    assert_int_equal(sqlite3_exec(other, "BEGIN IMMEDIATE", NULL, NULL, NULL), SQLITE_OK);
+    add_step(&r, 1, 5);
+    add_snapshot(&r, 1, false, 1);
+    check_status(store_flush(r.store), STATUS_IO);
+    status_clear();
+    add_step(&r, 2, 4);
+    check_status(store_flush(r.store), STATUS_IO);
+    status_clear();
+    assert_int_equal(store_waiting(r.store), 4); /* three records and one event */
+    sqlite3_exec(other, "ROLLBACK", NULL, NULL, NULL);
+    sqlite3_close(other);
+    check_status(store_flush(r.store), STATUS_OK);
+    assert_int_equal(store_waiting(r.store), 0);
+    finish(&r);
+    close_run(&r);
+    check_sql("SELECT count(*) FROM train_metrics", 2);
+    check_sql("SELECT count(*) FROM snapshots WHERE status = 'done'", 1);
+    check_sql("SELECT count(*) FROM events WHERE kind = 'fault' AND message LIKE '%database is locked%'", 1);
+}
+
+/* What the database will never take does not hold up the rest, and is told at the end. */
+static void a_refused_record_is_dropped_and_told(void **state) {
+    run r;
+    check_status(open_run(&r), STATUS_OK);
+    sqlite3 *other = rundb_open(SQLITE_OPEN_READWRITE);
+    sqlite3_exec(other, "CREATE TRIGGER refuse BEFORE INSERT ON train_metrics BEGIN SELECT raise(ABORT, 'no'); END",
+                 NULL, NULL, NULL);
+    sqlite3_close(other);
+    add_step(&r, 1, 5);
+    add_snapshot(&r, 1, false, 1);
+    check_status(store_flush(r.store), STATUS_OK);
+    assert_int_equal(store_waiting(r.store), 0);
+    assert_int_equal(store_close(r.store), STATUS_IO);
+    status_clear();
+    maps_close(r.maps);
+    check_sql("SELECT count(*) FROM train_metrics", 0);
+    check_sql("SELECT count(*) FROM snapshots", 1);
+}
+
+static void foreign_files_are_left_alone(void **state) {
+    run r;
+    FILE *f = fopen(rundb_path, "w");
+    for (int i = 0; i < 2000; i++) fputs("no database ", f);
+    fclose(f);
+    check_status(open_run(&r), STATUS_DATA);
+    maps_close(r.maps);
+    status_clear();
+    struct stat info;
+    assert_int_equal(stat(rundb_path, &info), 0);
+    assert_int_equal(info.st_size, 24000);
+    unlink(rundb_path);
+    sqlite3 *other = rundb_open(SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE);
+    sqlite3_exec(other, "CREATE TABLE people(name)", NULL, NULL, NULL);
+    sqlite3_close(other);
+    check_status(open_run(&r), STATUS_DATA);
+    maps_close(r.maps);
+    check_sql("SELECT count(*) FROM sqlite_schema", 1);
+}
+
+static void a_missing_folder_is_an_error(void **state) {
+    run r;
+    snprintf(rundb_path, sizeof(rundb_path), "%s/no/run.db", rundb_folder);
+    check_status(open_run(&r), STATUS_IO);
+    maps_close(r.maps);
+    assert_int_equal(rundb_files(), 0);
+}
+
+static const struct CMUnitTest tests[] = {
+    cmocka_unit_test_setup_teardown(a_run_leaves_its_rows, rundb_setup, rundb_teardown),
+    cmocka_unit_test_setup_teardown(ids_are_in_order, rundb_setup, rundb_teardown),
+    cmocka_unit_test_setup_teardown(layer_rows_are_over_the_heads, rundb_setup, rundb_teardown),
+    cmocka_unit_test_setup_teardown(replays_leave_no_duplicates, rundb_setup, rundb_teardown),
+    cmocka_unit_test_setup_teardown(not_a_number_becomes_null, rundb_setup, rundb_teardown),
+    cmocka_unit_test_setup_teardown(readers_are_welcome, rundb_setup, rundb_teardown),
+    cmocka_unit_test_setup_teardown(a_locked_database_is_refused, rundb_setup, rundb_teardown),
+    cmocka_unit_test_setup_teardown(a_lock_on_the_way_only_delays, rundb_setup, rundb_teardown),
+    cmocka_unit_test_setup_teardown(a_refused_record_is_dropped_and_told, rundb_setup, rundb_teardown),
+    cmocka_unit_test_setup_teardown(foreign_files_are_left_alone, rundb_setup, rundb_teardown),
+    cmocka_unit_test_setup_teardown(a_missing_folder_is_an_error, rundb_setup, rundb_teardown),
+};
+
+TEST_MAIN(tests)
