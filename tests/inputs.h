@@ -9,6 +9,7 @@
 #include "core/rng.h"
 #include "core/tensor.h"
 
+#include <stdbool.h>
 #include <time.h>
 
 static uint64_t inputs_seed, inputs_next;
