@@ -244,11 +244,11 @@ int diag_take(diag *d, const channel_message *message, int senders) {
     return 0;
 }
 
-int diag_give_up(diag *d) {
+int diag_give_up(diag *d, int senders) {
     int credits = 0;
     for (int i = 0; i < MOST_UNDER_WAY; i++)
         if (d->snapshots[i].used) {
-            end_snapshot(d, &d->snapshots[i], INT32_MAX);
+            end_snapshot(d, &d->snapshots[i], senders);
             credits++;
         }
     return credits;
@@ -266,7 +266,7 @@ status diag_serve(diag *d, channel_receiver *channel, int senders) {
         channel_release(channel, &m);
         for (int i = 0; i < credits; i++) channel_grant(channel);
     }
-    diag_give_up(d);
+    diag_give_up(d, senders);
     flush(d);
     return STATUS_OK;
 }

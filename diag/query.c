@@ -21,9 +21,10 @@ enum { WAIT_MS = 5000, SUMMARY_COLUMNS = 4 };
     " AS validation_loss,"                                                                                             \
     " (SELECT perplexity FROM eval_metrics e WHERE e.run_id = r.run_id AND split = 'validation'"                       \
     " ORDER BY step DESC LIMIT 1) AS perplexity,"                                                                      \
-    " (SELECT tokens_per_s FROM train_metrics t WHERE t.run_id = r.run_id AND tokens_per_s IS NOT NULL"                \
-    " ORDER BY tokens_per_s LIMIT 1 OFFSET (SELECT count(tokens_per_s) / 2 FROM train_metrics t"                       \
-    " WHERE t.run_id = r.run_id)) AS tokens_per_s"
+    " (SELECT tokens_per_s FROM (SELECT tokens_per_s, row_number() OVER (ORDER BY tokens_per_s) AS place, count(*) "   \
+    "OVER () AS n"                                                                                                     \
+    " FROM train_metrics t WHERE t.run_id = r.run_id AND tokens_per_s IS NOT NULL) WHERE place = (n + 1) / 2) AS "     \
+    "tokens_per_s"
 
 #define UNIGRAM_ENTROPY                                                                                                \
     "coalesce((SELECT loss FROM eval_metrics e WHERE e.run_id = r.run_id AND split = 'unigram' ORDER BY step DESC "    \

@@ -10,4 +10,4 @@
 int diag_take(diag *d, const channel_message *message, int senders);
 
 /* What is still incomplete will never be complete. Returns the credits, as above. */
-int diag_give_up(diag *d);
+int diag_give_up(diag *d, int senders);

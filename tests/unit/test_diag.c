@@ -1,0 +1,189 @@
+/* The diagnostics service, message by message: records, whole and broken snapshots, and a service over a local channel.
+ */
+#include "check.h"
+#include "diag/serve.h"
+#include "rundb.h"
+#include "snapshots.h"
+
+enum { LAYERS = 2, HEADS = 2, WIDTH = 24, HEAD_DIM = 6, SENDERS = 2 };
+
+static config test_config(void) {
+    config c = diagnostics_config(VARIANT_MLA_DECOUPLED, LAYERS, HEADS, HEAD_DIM, WIDTH);
+    c.diagnostics.esd_every = 20;
+    return c;
+}
+
+static diag *open_diag(const config *c) {
+    diag *d = NULL;
+    check_status(diag_open(&d, c, rundb_folder, "cpu", SENDERS, 1, "here"), STATUS_OK);
+    return d;
+}
+
+/* The share of one sender: every other tensor, starting with its own number. */
+static channel_message make_share(const snapshot *s, int sender, int64_t step) {
+    snapshot_piece pieces[64];
+    int count = 0;
+    for (int i = sender; i < s->count; i += SENDERS) {
+        const snapshot_tensor *t = &s->tensors[i];
+        pieces[count] = (snapshot_piece){.rows = t->rows, .cols = t->cols, .n_rows = t->rows, .n_cols = t->cols};
+        memcpy(pieces[count++].name, t->name, sizeof(t->name));
+    }
+    channel_message m = {
+        .kind = CHANNEL_SNAPSHOT, .sender = sender, .step = step, .bytes = snapshot_message_bytes(pieces, count)};
+    m.data = malloc(m.bytes);
+    float *values = snapshot_message_begin(m.data, pieces, count);
+    for (int i = sender; i < s->count; i += SENDERS) {
+        const snapshot_tensor *t = &s->tensors[i];
+        memcpy(values, t->data, (size_t)(t->rows * t->cols) * sizeof(float));
+        values += t->rows * t->cols;
+    }
+    return m;
+}
+
+/* Hands over a share of noise of that step, `cut` bytes left off its end. Returns the credits. */
+static int send_share(diag *d, const config *c, int sender, int64_t step, size_t cut) {
+    snapshot s = {0};
+    snapshot_fill(&s, c, (uint64_t)step);
+    channel_message m = make_share(&s, sender, step);
+    m.bytes -= cut;
+    int credits = diag_take(d, &m, SENDERS);
+    free(m.data);
+    snapshot_free(&s);
+    return credits;
+}
+
+static void send_record(diag *d, int kind, const void *data, size_t bytes) {
+    char copy[1024];
+    memcpy(copy, data, bytes);
+    channel_message m = {.kind = kind, .bytes = bytes, .data = copy};
+    assert_int_equal(diag_take(d, &m, SENDERS), 0);
+}
+
+static void send_finish(diag *d) {
+    diag_finish finish = {.last_step = 20, .status = "finished"};
+    send_record(d, DIAG_FINISH, &finish, sizeof(finish));
+}
+
+static void shares_become_spectra(void **state) {
+    config c = test_config();
+    diag *d = open_diag(&c);
+    assert_int_equal(send_share(d, &c, 0, 10, 0), 0);
+    assert_int_equal(send_share(d, &c, 0, 20, 0), 0); /* one rank is a snapshot ahead */
+    assert_int_equal(send_share(d, &c, 1, 10, 0), 1);
+    assert_int_equal(send_share(d, &c, 1, 20, 0), 1);
+    send_finish(d);
+    diag_close(d);
+    double matrices = rundb_number("SELECT count(*) FROM matrices");
+    check_sql("SELECT count(*) FROM snapshots WHERE status = 'done' AND tokens = step * 4 * 64 AND compute_ms > 0 AND "
+              "lag_ms > 0",
+              2);
+    check_sql("SELECT count(*) FROM spectra WHERE status = 'ok'", 2 * matrices);
+    check_sql("SELECT count(*) FROM esd JOIN snapshots USING(snapshot_id) WHERE step = 20", matrices);
+    check_sql("SELECT count(*) FROM esd", matrices);
+    check_sql("SELECT count(*) FROM runs WHERE status = 'finished'", 1);
+}
+
+/* A lost, a damaged and a doubled share: an event, a failed snapshot, the credit back, and the next snapshot is well.
+ */
+static void broken_snapshots_do_not_stop_the_service(void **state) {
+    config c = test_config();
+    diag *d = open_diag(&c);
+    assert_int_equal(send_share(d, &c, 0, 1, 4), 0);
+    assert_int_equal(send_share(d, &c, 1, 1, 0), 1);
+    assert_int_equal(send_share(d, &c, 0, 2, 0), 0);
+    assert_int_equal(send_share(d, &c, 0, 2, 0), 1);
+    assert_int_equal(send_share(d, &c, 0, 3, 0), 0); /* its other share never comes */
+    assert_int_equal(send_share(d, &c, 0, 4, 0), 0);
+    assert_int_equal(send_share(d, &c, 1, 4, 0), 1);
+    assert_int_equal(diag_give_up(d, SENDERS), 1);
+    assert_int_equal(diag_give_up(d, SENDERS), 0);
+    send_finish(d);
+    diag_close(d);
+    check_sql("SELECT count(*) FROM snapshots WHERE status = 'failed' AND step IN (1, 2, 3)", 3);
+    check_sql("SELECT count(*) FROM snapshots WHERE status = 'done' AND step = 4", 1);
+    check_sql("SELECT count(*) FROM events WHERE kind = 'snapshot' AND step IN (1, 2, 3)", 3);
+    check_sql("SELECT count(*) FROM events WHERE kind = 'fault' AND message LIKE 'rank 0%'", 2);
+}
+
+/* More snapshots under way than there are credits: the oldest has lost a share. */
+static void the_oldest_makes_room(void **state) {
+    config c = test_config();
+    diag *d = open_diag(&c);
+    int credits = 0;
+    for (int step = 1; step <= 4; step++) credits += send_share(d, &c, 0, step, 0);
+    assert_int_equal(credits, 1);
+    credits += send_share(d, &c, 1, 4, 0);
+    assert_int_equal(credits, 2);
+    assert_int_equal(diag_give_up(d, SENDERS), 2);
+    diag_close(d);
+    check_sql("SELECT count(*) FROM snapshots WHERE status = 'failed' AND step < 4", 3);
+    check_sql("SELECT step FROM snapshots WHERE status = 'done'", 4);
+}
+
+/* A model with other shapes than the configuration says. */
+static void another_model_is_a_failed_snapshot(void **state) {
+    config c = test_config(), other = test_config();
+    other.model.width = WIDTH + 1;
+    diag *d = open_diag(&c);
+    assert_int_equal(send_share(d, &other, 0, 1, 0), 0);
+    assert_int_equal(send_share(d, &other, 1, 1, 0), 1);
+    diag_close(d);
+    check_sql(
+        "SELECT count(*) FROM events WHERE kind = 'snapshot' AND message LIKE '%layers.0.attention_norm is 1 x 25%'",
+        1);
+}
+
+static void records_become_rows(void **state) {
+    config c = test_config();
+    diag *d = open_diag(&c);
+    diag_step step = {.step = 1, .tokens = 256, .loss = 6, .mfu = NAN};
+    diag_eval eval = {.step = 1, .tokens = 100, .loss = 2, .split = "validation"};
+    diag_event event = {.step = 3, .level = "info", .kind = "drop"};
+    memset(event.message, 'x', sizeof(event.message)); /* not terminated */
+    send_record(d, DIAG_STEP, &step, sizeof(step));
+    send_record(d, DIAG_EVAL, &eval, sizeof(eval));
+    send_record(d, DIAG_EVENT, &event, sizeof(event));
+    send_record(d, DIAG_STEP, &step, sizeof(step) - 1);
+    send_record(d, 77, &step, sizeof(step));
+    send_finish(d);
+    diag_close(d);
+    check_sql("SELECT count(*) FROM train_metrics WHERE loss = 6", 1);
+    check_sql("SELECT count(*) FROM eval_metrics WHERE abs(perplexity - 7.38905609893065) < 1e-12", 1);
+    check_sql("SELECT count(*) FROM snapshots WHERE step = 3 AND status = 'dropped'", 1);
+    check_sql("SELECT length(message) FROM events WHERE kind = 'drop'", 511);
+    check_sql("SELECT count(*) FROM events WHERE kind = 'fault'", 2);
+}
+
+/* diag_serve over a channel in one process, as a run without diagnostics ranks has it: metrics, no spectra. */
+static void a_local_channel_is_served(void **state) {
+    config c = test_config();
+    c.diagnostics.ranks = 0;
+    channel_sender *sender;
+    channel_receiver *receiver;
+    check_status(channel_local_open(&sender, &receiver), STATUS_OK);
+    diag *d = open_diag(&c);
+    for (int i = 1; i <= 50; i++) {
+        diag_step step = {.step = i, .tokens = 256 * i, .loss = 6.0 / i};
+        check_status(channel_post(sender, DIAG_STEP, i, &step, sizeof(step)), STATUS_OK);
+    }
+    diag_finish finish = {.last_step = 50, .status = "finished"};
+    check_status(channel_post(sender, DIAG_FINISH, 50, &finish, sizeof(finish)), STATUS_OK);
+    check_status(channel_sender_close(sender), STATUS_OK);
+    check_status(diag_serve(d, receiver, 1), STATUS_OK);
+    channel_receiver_close(receiver);
+    diag_close(d);
+    check_sql("SELECT count(*) FROM train_metrics", 50);
+    check_sql("SELECT count(*) FROM matrices", 0);
+    check_sql("SELECT last_step FROM sessions", 50);
+}
+
+static const struct CMUnitTest tests[] = {
+    cmocka_unit_test_setup_teardown(shares_become_spectra, rundb_setup, rundb_teardown),
+    cmocka_unit_test_setup_teardown(broken_snapshots_do_not_stop_the_service, rundb_setup, rundb_teardown),
+    cmocka_unit_test_setup_teardown(the_oldest_makes_room, rundb_setup, rundb_teardown),
+    cmocka_unit_test_setup_teardown(another_model_is_a_failed_snapshot, rundb_setup, rundb_teardown),
+    cmocka_unit_test_setup_teardown(records_become_rows, rundb_setup, rundb_teardown),
+    cmocka_unit_test_setup_teardown(a_local_channel_is_served, rundb_setup, rundb_teardown),
+};
+
+TEST_MAIN(tests)
