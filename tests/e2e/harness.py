@@ -34,8 +34,9 @@ def write_shard(path, tokens, magic=20240520, version=1, count=None):
 
 def markov_tokens(count, vocab=VOCAB, seed=1):
     """Each token has two likely followers: the entropy rate is far below the unigram entropy."""
-    rng = random.Random(seed)
+    rng = random.Random(0)
     followers = [(rng.randrange(vocab), rng.randrange(vocab)) for _ in range(vocab)]
+    rng = random.Random(seed)
     tokens, t = [], 0
     for _ in range(count):
         tokens.append(t)

@@ -65,7 +65,7 @@ class BadInput(harness.RunTest):
         self.refused(IO, 2, config, "file/run", says=["file"])
 
     def test_run_folder_is_never_overwritten(self):
-        config = self.config(train=dict(steps=1))
+        config = self.config(train=dict(steps=1, warmup=0))
         before = self.losses(self.train(2, config, "run"))
         code, _, err = self.launch(2, config, "run")
         self.assertEqual(code, CONFIG, err)
