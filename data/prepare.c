@@ -279,21 +279,27 @@ static status copy_model(const char *from, const char *to) {
     return result;
 }
 
-static status obtain_model(job *j, lines *sample) {
-    char *path;
-    TRY(join(&path, j->folder, model_name));
-    status result = sample ? train_model(j, sample, path) : copy_model(j->options->tokenizer, path);
-    if (result == STATUS_OK) result = tokenizer_load(&j->model, sample ? path : j->options->tokenizer);
-    free(path);
+static status bring_model(job *j, const char *path) {
+    TRY(tokenizer_load(&j->model, j->options->tokenizer)); /* before a long text is read */
+    TRY(copy_model(j->options->tokenizer, path));
+    return first_reading(j, NULL);
+}
+
+static status make_model(job *j, const char *path) {
+    lines *sample;
+    TRY(lines_open(&sample, SAMPLE_LINES, SAMPLE_BYTES, j->options->seed));
+    status result = first_reading(j, sample);
+    if (result == STATUS_OK) result = train_model(j, sample, path);
+    if (result == STATUS_OK) result = tokenizer_load(&j->model, path);
+    lines_close(sample);
     return result;
 }
 
-static status read_and_train(job *j) {
-    lines *sample = NULL;
-    if (!j->options->tokenizer) TRY(lines_open(&sample, SAMPLE_LINES, SAMPLE_BYTES, j->options->seed));
-    status result = first_reading(j, sample);
-    if (result == STATUS_OK) result = obtain_model(j, sample);
-    lines_close(sample);
+static status read_with_model(job *j) {
+    char *path;
+    TRY(join(&path, j->folder, model_name));
+    status result = j->options->tokenizer ? bring_model(j, path) : make_model(j, path);
+    free(path);
     return result;
 }
 
@@ -496,7 +502,7 @@ static status run(job *j, dataset_info *out) {
         TRY(check_source(&j->sources[i]));
     }
     TRY(make_folder(j));
-    TRY(read_and_train(j));
+    TRY(read_with_model(j));
     TRY(encode(j));
     TRY(write_info(j));
     char *info;

@@ -199,23 +199,32 @@ static void expect_same_file(folder *f, const char *a, const char *b, const char
 
 static void the_result_is_a_function_of_input_and_seed(void **state) {
     folder f = folder_make();
-    char *text = make_text(3, 3 << 20);
-    const char *inputs[] = {folder_path(&f, "a.txt")};
-    put(inputs[0], text);
+    char *text = make_text(3, 5 << 19), *start = make_text(3, 50000);
+    const char *inputs[] = {folder_path(&f, "a.txt")}, *short_inputs[] = {folder_path(&f, "b.txt")};
+    put(inputs[0], text); /* several pieces, so that several threads have work */
+    put(short_inputs[0], start);
     free(text);
+    free(start);
     dataset_info info;
+    for (int i = 0; i < 2; i++) {
+        prepare_options trained = options_for(short_inputs, 1, folder_path(&f, i ? "model-1" : "model-0"));
+        check_status(prepare(&trained, &info), STATUS_OK);
+    }
     prepare_options one = options_for(inputs, 1, folder_path(&f, "one")),
                     many = options_for(inputs, 1, folder_path(&f, "many"));
     prepare_options other = options_for(inputs, 1, folder_path(&f, "other"));
     one.threads = 1;
     many.threads = 5;
     other.seed = 2;
+    one.tokenizer = many.tokenizer = other.tokenizer = in(&f, "model-0", "tokenizer.model");
     check_status(prepare(&one, &info), STATUS_OK);
     check_status(prepare(&many, &info), STATUS_OK);
-    other.tokenizer = in(&f, "one", "tokenizer.model");
     check_status(prepare(&other, &info), STATUS_OK);
     static const char *const names[] = {"tokenizer.model", "train-00000.bin", "val-00000.bin", "dataset.json"};
-    for (int i = 0; i < 4; i++) expect_same_file(&f, "one", "many", names[i], true);
+    for (int i = 0; i < 4; i++) {
+        expect_same_file(&f, "model-0", "model-1", names[i], true);
+        expect_same_file(&f, "one", "many", names[i], true);
+    }
     expect_same_file(&f, "one", "other", "tokenizer.model", true);
     expect_same_file(&f, "one", "other", "val-00000.bin", false);
     folder_remove(&f);
