@@ -47,6 +47,11 @@ static void free_sender(channel_sender *s) {
     free(s);
 }
 
+static void free_receiver(channel_receiver *r) {
+    queue_free(r->in);
+    free(r);
+}
+
 status channel_sender_open(channel_sender **out, const comm_roles *roles, size_t snapshot_bytes) {
     *out = NULL;
     if (roles->diagnostics || roles->diagnostics_ranks < 1)
@@ -76,8 +81,7 @@ status channel_receiver_open(channel_receiver **out, const comm_roles *roles) {
     r->in = queue_open(1);
     status result = r->in ? wire_in_open(&r->wire, roles, r->in) : no_memory();
     if (result != STATUS_OK) {
-        queue_free(r->in);
-        free(r);
+        free_receiver(r);
         return result;
     }
     *out = r;
@@ -149,6 +153,12 @@ status channel_sender_close(channel_sender *s) {
     return result;
 }
 
+void channel_sender_abandon(channel_sender *s) {
+    queue_fail(s->out, STATUS_INTERNAL, "the sending end of the channel was abandoned");
+    if (s->wire) wire_out_abandon(s->wire);
+    free_sender(s);
+}
+
 status channel_receive(channel_receiver *r, channel_message *message) {
     return queue_pop(r->in, message);
 }
@@ -165,6 +175,11 @@ void channel_grant(channel_receiver *r) {
 void channel_receiver_close(channel_receiver *r) {
     queue_fail(r->in, STATUS_INTERNAL, "the receiving end of the channel has closed");
     if (r->wire) wire_in_close(r->wire);
-    queue_free(r->in);
-    free(r);
+    free_receiver(r);
+}
+
+void channel_receiver_abandon(channel_receiver *r) {
+    queue_fail(r->in, STATUS_INTERNAL, "the receiving end of the channel was abandoned");
+    if (r->wire) wire_in_abandon(r->wire);
+    free_receiver(r);
 }

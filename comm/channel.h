@@ -39,7 +39,7 @@ status channel_receiver_open(channel_receiver **out, const comm_roles *roles);
 /* Both ends in one process, for one sender; snapshots are not sent this way. */
 status channel_local_open(channel_sender **sender, channel_receiver **receiver);
 
-/* Queues a copy of a record for the first diagnostics rank. */
+/* Queues a copy of a record for the first diagnostics rank. Snapshots go to the first one too; all get CHANNEL_END. */
 status channel_post(channel_sender *s, int kind, int64_t step, const void *data, size_t bytes);
 
 /* Compute rank 0: true when the receiver has granted a credit for one more snapshot; takes it. */
@@ -55,8 +55,13 @@ status channel_snapshot_send(channel_sender *s, int64_t step, size_t bytes);
 /* The sending thread's first failure, OK while there is none. */
 status channel_sender_status(channel_sender *s);
 
-/* Sends CHANNEL_END after everything queued, waits until it has left, frees. */
+/* Sends CHANNEL_END after everything queued, waits until the receivers have taken it, frees. INTERNAL when something
+ * was not delivered; a receiver that takes nothing for roles->patience_s counts as gone. */
 status channel_sender_close(channel_sender *s);
+
+/* Frees without a word to the other end: for a job that ends because some rank could not open its end of the channel.
+ */
+void channel_sender_abandon(channel_sender *s);
 
 /* The next whole message; waits. CHANNEL_END comes once, when every sender has said it. message->data belongs to the
  * caller until channel_release(). Received by a thread of the receiver's own, so that senders are served while the
@@ -67,4 +72,8 @@ void channel_release(channel_receiver *r, channel_message *message);
 /* Grants compute rank 0 credit for one more snapshot. */
 void channel_grant(channel_receiver *r);
 
+/* Takes, and drops, what still comes until every sender has said CHANNEL_END; frees. */
 void channel_receiver_close(channel_receiver *r);
+
+/* As channel_sender_abandon. */
+void channel_receiver_abandon(channel_receiver *r);

@@ -20,11 +20,17 @@ void comm_group_fail(comm_group *g, const char *operation, const char *reason) {
 /* Notes that a collective begins; false when it must not. */
 static bool begin(comm_group *g, const char *operation, int64_t count, const char *place, int layer) {
     if (g->first_error != STATUS_OK) return false;
-    g->place = place;
-    g->layer = layer;
-    __atomic_add_fetch(&g->sequence, 1, __ATOMIC_RELEASE); /* a watchdog reads it from another thread */
+    /* The watchdog reads these from its own thread. */
+    __atomic_store_n(&g->place, place, __ATOMIC_RELAXED);
+    __atomic_store_n(&g->layer, layer, __ATOMIC_RELAXED);
+    __atomic_add_fetch(&g->sequence, 1, __ATOMIC_RELAXED);
     if (count < 0) comm_group_fail(g, operation, "its element count is negative");
     return g->first_error == STATUS_OK;
+}
+
+/* Before and after a call that needs the other ranks. */
+static void mark_wait(comm_group *g) {
+    __atomic_add_fetch(&g->waits, 1, __ATOMIC_RELEASE);
 }
 
 void comm_all_reduce(comm_group *g, void *data, int64_t count, dtype type, comm_op op, const char *place, int layer) {
@@ -34,7 +40,10 @@ void comm_all_reduce(comm_group *g, void *data, int64_t count, dtype type, comm_
         comm_group_fail(g, operation, "only fp32 and fp64 are reduced, since sums in bf16 lose gradients");
         return;
     }
-    if (count > 0) g->backend->all_reduce(g, data, count, type, op);
+    if (count == 0) return;
+    mark_wait(g);
+    g->backend->all_reduce(g, data, count, type, op);
+    mark_wait(g);
 }
 
 void comm_broadcast_start(comm_group *g, void *data, int64_t count, dtype type, int root, const char *place,
@@ -51,7 +60,9 @@ void comm_broadcast_start(comm_group *g, void *data, int64_t count, dtype type, 
 }
 
 void comm_broadcast_finish(comm_group *g) {
+    mark_wait(g);
     g->backend->broadcast_finish(g);
+    mark_wait(g);
 }
 
 void comm_close(comm_group *g) {

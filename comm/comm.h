@@ -28,7 +28,8 @@ struct comm_group {
     MPI_Comm mpi; /* MPI_COMM_NULL for self */
     MPI_Request pending;
     status first_error;
-    uint64_t sequence; /* collectives begun so far: what a watchdog looks at */
+    uint64_t sequence; /* collectives begun so far */
+    uint64_t waits; /* odd while this rank is inside a collective that needs the others: what the watchdog looks at */
     const char *place; /* the operation that began last, and its layer (-1: none): what it names */
     int layer;
     struct comm_counter *counter; /* of the counting backend (comm/count.h) */

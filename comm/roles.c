@@ -134,7 +134,8 @@ static status take_role(comm_roles *r, layout *l, int diagnostics_ranks) {
 }
 
 status comm_roles_split(comm_roles *out, int tp, int dp, int diagnostics_ranks) {
-    *out = (comm_roles){.world = MPI_COMM_NULL, .compute = MPI_COMM_NULL, .channel = MPI_COMM_NULL};
+    *out = (comm_roles){
+        .patience_s = COMM_PATIENCE_S, .world = MPI_COMM_NULL, .compute = MPI_COMM_NULL, .channel = MPI_COMM_NULL};
     layout l = {0};
     int slots = 0;
     gethostname(out->host, sizeof out->host - 1);

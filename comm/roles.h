@@ -8,6 +8,8 @@
 
 #include <stdbool.h>
 
+enum { COMM_PATIENCE_S = 300 };
+
 typedef struct comm_roles {
     int world_rank, world_size;
     bool diagnostics; /* this rank's role */
@@ -18,6 +20,7 @@ typedef struct comm_roles {
     int local_compute_rank;  /* index among this host's compute ranks: its GPU */
     int local_compute_ranks; /* compute ranks on this host: how its cores are shared; at least 1 */
     bool oversubscribed;     /* more ranks on this host than cores */
+    double patience_s;       /* how long the channel waits for a rank that takes nothing before it fails */
     char host[64];
     MPI_Comm world;               /* copy of MPI_COMM_WORLD, for comm_agree and shutdown */
     MPI_Comm compute;             /* all compute ranks in their order; MPI_COMM_NULL on a diagnostics rank */

@@ -5,9 +5,8 @@
 
 #include "comm/backends.h"
 #include "comm/backoff.h"
+#include "comm/thread.h"
 
-#include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -28,8 +27,15 @@ typedef struct wire_header {
     uint64_t bytes;
 } wire_header;
 
+/* When a thread gives up waiting. */
+typedef struct limits {
+    double patience_s; /* for a rank that takes nothing */
+    bool abandoned;    /* atomic */
+} limits;
+
 struct wire_out {
     MPI_Comm comm;
+    limits limits;
     int destinations;
     int *destination; /* [destinations]: all get the end; the first gets the messages, and grants the credits */
     bool takes_credits, low_priority;
@@ -49,35 +55,43 @@ typedef struct stream {
 
 struct wire_in {
     MPI_Comm comm;
+    limits limits;
     int senders, ended;
     int *rank_of; /* [world]: the compute rank of each sender's world rank */
     int creditor; /* world rank of compute rank 0, -1: somebody else grants */
     bool low_priority;
     stream *streams; /* [senders] */
-    char *scratch;   /* [CHUNK_BYTES]: where unwanted bytes go */
+    char *scratch;   /* [CHUNK_BYTES]: for headers and unwanted bytes */
+    bool unfinished; /* a receive was given up: MPI may still write into streams or scratch */
     queue *to;
     int grants; /* asked for by the caller, not yet sent; atomic */
     pthread_t thread;
 };
 
-static status wait_for(MPI_Request *request, long most_us) {
-    backoff pause = {0};
-    int done = 0;
-    for (;;) {
-        TRY(comm_check(MPI_Test(request, &done, MPI_STATUS_IGNORE), "the channel to the diagnostics rank"));
-        if (done) return STATUS_OK;
-        backoff_sleep(&pause, most_us);
-    }
+static bool abandoned(const limits *l) {
+    return __atomic_load_n(&l->abandoned, __ATOMIC_ACQUIRE);
 }
 
-/* Signals are the main thread's business. */
-static status start_thread(pthread_t *thread, void *(*run)(void *), void *user) {
-    sigset_t all, before;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int error = pthread_create(thread, NULL, run, user);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    return error ? status_fail(STATUS_INTERNAL, "cannot start the channel's thread: %s", strerror(error)) : STATUS_OK;
+/* OK while there is reason to go on waiting for the other end, since `since`. */
+static status check_limits(const limits *l, double since) {
+    if (abandoned(l)) return status_fail(STATUS_INTERNAL, "the channel was abandoned");
+    if (comm_now_s() - since <= l->patience_s) return STATUS_OK;
+    return status_fail(STATUS_INTERNAL,
+                       "the other end of the channel between compute and diagnostics ranks has done "
+                       "nothing for %.0f s: is that process stopped?",
+                       l->patience_s);
+}
+
+static status wait_for(MPI_Request *request, const limits *l) {
+    backoff pause = {0};
+    double since = comm_now_s();
+    for (;;) {
+        int done = 0;
+        TRY(comm_check(MPI_Test(request, &done, MPI_STATUS_IGNORE), "the channel to the diagnostics rank"));
+        if (done) return STATUS_OK;
+        TRY(check_limits(l, since));
+        backoff_sleep(&pause, SEND_SLEEP_US);
+    }
 }
 
 /* On Linux the nice value is a thread's own. */
@@ -91,7 +105,7 @@ static status send_bytes(const wire_out *w, const void *data, size_t bytes, int 
     MPI_Request request;
     TRY(comm_check(MPI_Isend(data, (int)bytes, MPI_BYTE, to, tag, w->comm, &request),
                    "sending to the diagnostics rank"));
-    return wait_for(&request, SEND_SLEEP_US);
+    return wait_for(&request, &w->limits);
 }
 
 static status send_message(const wire_out *w, const channel_message *m) {
@@ -112,12 +126,12 @@ static status send_end(const wire_out *w) {
         MPI_Request request;
         TRY(comm_check(MPI_Issend(&header, sizeof header, MPI_BYTE, w->destination[i], TAG_HEADER, w->comm, &request),
                        "ending the channel"));
-        TRY(wait_for(&request, SEND_SLEEP_US));
+        TRY(wait_for(&request, &w->limits));
     }
     return STATUS_OK;
 }
 
-static status give_up_message(wire_out *w, channel_message *m) {
+static status give_back(wire_out *w, channel_message *m) {
     if (m->kind == CHANNEL_SNAPSHOT) return queue_push(w->buffers, m);
     free(m->data);
     return STATUS_OK;
@@ -132,8 +146,7 @@ static void *run_out(void *user) {
         result = queue_pop(w->from, &m);
         if (result != STATUS_OK || m.kind == CHANNEL_END) break;
         result = send_message(w, &m);
-        status freed = give_up_message(w, &m);
-        if (result == STATUS_OK) result = freed;
+        if (result == STATUS_OK) result = give_back(w, &m); /* else MPI may still read it: it stays */
     }
     if (result == STATUS_OK) result = send_end(w);
     if (result != STATUS_OK) {
@@ -155,13 +168,14 @@ status wire_out_open(wire_out **out, const comm_roles *roles, queue *from, queue
     }
     memcpy(destination, roles->diagnostics_world_ranks, destinations * sizeof *destination);
     *w = (wire_out){.comm = roles->channel,
+                    .limits = {.patience_s = roles->patience_s},
                     .destinations = roles->diagnostics_ranks,
                     .destination = destination,
                     .takes_credits = roles->compute_rank == 0,
                     .low_priority = roles->oversubscribed,
                     .from = from,
                     .buffers = buffers};
-    result = start_thread(&w->thread, run_out, w);
+    result = comm_start_thread(&w->thread, run_out, w);
     if (result == STATUS_OK) {
         *out = w;
         return STATUS_OK;
@@ -198,17 +212,35 @@ bool wire_out_take_credit(wire_out *w) {
     return true;
 }
 
-void wire_out_close(wire_out *w) {
-    pthread_join(w->thread, NULL);
-    /* MPI must not end with messages that nobody took: the receiver's thread marks its last credit. */
-    backoff pause = {0};
-    while (w->takes_credits && !w->last_credit && queue_status(w->from) == STATUS_OK) {
-        status result = receive_credits(w);
-        if (result != STATUS_OK) queue_fail(w->from, result, status_message());
-        if (!w->last_credit) backoff_sleep(&pause, RECEIVE_SLEEP_US);
-    }
+static void free_out(wire_out *w) {
     free(w->destination);
     free(w);
+}
+
+/* MPI must not end with messages that nobody took: the receiver's thread marks its last credit. */
+static status receive_last_credit(wire_out *w) {
+    backoff pause = {0};
+    double since = comm_now_s();
+    for (;;) {
+        TRY(receive_credits(w));
+        if (w->last_credit) return STATUS_OK;
+        TRY(check_limits(&w->limits, since));
+        backoff_sleep(&pause, RECEIVE_SLEEP_US);
+    }
+}
+
+void wire_out_close(wire_out *w) {
+    pthread_join(w->thread, NULL);
+    status result = queue_status(w->from);
+    if (result == STATUS_OK && w->takes_credits) result = receive_last_credit(w);
+    if (result != STATUS_OK) queue_fail(w->from, result, status_message());
+    free_out(w);
+}
+
+void wire_out_abandon(wire_out *w) {
+    __atomic_store_n(&w->limits.abandoned, true, __ATOMIC_RELEASE);
+    pthread_join(w->thread, NULL);
+    free_out(w);
 }
 
 /* ---- the receiving end ---- */
@@ -225,7 +257,7 @@ static status send_credit(wire_in *w, int credit) {
     if (w->creditor < 0) return STATUS_OK;
     MPI_Request request;
     TRY(comm_check(MPI_Isend(&credit, 1, MPI_INT, w->creditor, TAG_CREDIT, w->comm, &request), "granting a credit"));
-    return wait_for(&request, SEND_SLEEP_US);
+    return wait_for(&request, &w->limits);
 }
 
 static void deliver(wire_in *w, int sender) {
@@ -262,17 +294,19 @@ static status take_header(wire_in *w, int sender, const wire_header *header) {
     return STATUS_OK;
 }
 
-static status receive_bytes(void *into, int bytes, MPI_Message *message) {
+static status receive_bytes(wire_in *w, void *into, int bytes, MPI_Message *message) {
     MPI_Request request;
     TRY(comm_check(MPI_Imrecv(into, bytes, MPI_BYTE, message, &request), "receiving from a compute rank"));
-    return wait_for(&request, SEND_SLEEP_US);
+    status result = wait_for(&request, &w->limits);
+    w->unfinished = result != STATUS_OK;
+    return result;
 }
 
 static status take_chunk(wire_in *w, int sender, int bytes, MPI_Message *message) {
     stream *s = &w->streams[sender];
     bool fits = s->open && (uint64_t)bytes <= s->header.bytes - s->arrived;
     if (!fits) protocol_error(w, sender, "more bytes came than its header said");
-    TRY(receive_bytes(fits && s->data ? s->data + s->arrived : w->scratch, bytes, message));
+    TRY(receive_bytes(w, fits && s->data ? s->data + s->arrived : w->scratch, bytes, message));
     if (!fits) return STATUS_OK;
     s->arrived += (uint64_t)bytes;
     if (s->arrived == s->header.bytes) deliver(w, sender);
@@ -292,7 +326,8 @@ static status poll_in(wire_in *w, bool *found) {
     int sender = w->rank_of[from.MPI_SOURCE];
     if (from.MPI_TAG == TAG_CHUNK) return take_chunk(w, sender, bytes, &message);
     wire_header header;
-    TRY(receive_bytes(&header, sizeof header, &message));
+    TRY(receive_bytes(w, w->scratch, sizeof header, &message));
+    memcpy(&header, w->scratch, sizeof header);
     return take_header(w, sender, &header);
 }
 
@@ -301,7 +336,7 @@ static void *run_in(void *user) {
     lower_priority(w->low_priority);
     backoff pause = {0};
     status result = STATUS_OK;
-    while (w->ended < w->senders && result == STATUS_OK) {
+    while (w->ended < w->senders && result == STATUS_OK && !abandoned(&w->limits)) {
         bool found = false;
         int grants = __atomic_exchange_n(&w->grants, 0, __ATOMIC_ACQ_REL);
         if (grants > 0) result = send_credit(w, grants);
@@ -318,9 +353,9 @@ static void *run_in(void *user) {
 }
 
 static void free_in(wire_in *w) {
-    for (int i = 0; w->streams && i < w->senders; i++) free(w->streams[i].data);
+    for (int i = 0; w->streams && i < w->senders && !w->unfinished; i++) free(w->streams[i].data);
+    if (!w->unfinished) free(w->scratch);
     free(w->streams);
-    free(w->scratch);
     free(w->rank_of);
     free(w);
 }
@@ -330,6 +365,7 @@ status wire_in_open(wire_in **out, const comm_roles *roles, queue *to) {
     wire_in *w = calloc(1, sizeof *w);
     if (!w) return status_fail(STATUS_INTERNAL, "out of memory for the channel");
     w->comm = roles->channel;
+    w->limits.patience_s = roles->patience_s;
     w->senders = roles->tp * roles->dp;
     w->creditor = roles->diagnostics_world_ranks[0] == roles->world_rank ? roles->compute_world_ranks[0] : -1;
     w->low_priority = roles->oversubscribed;
@@ -342,7 +378,7 @@ status wire_in_open(wire_in **out, const comm_roles *roles, queue *to) {
         result = status_fail(STATUS_INTERNAL, "out of memory for the channel");
     } else {
         for (int c = 0; c < w->senders; c++) w->rank_of[roles->compute_world_ranks[c]] = c;
-        result = start_thread(&w->thread, run_in, w);
+        result = comm_start_thread(&w->thread, run_in, w);
     }
     if (result != STATUS_OK) {
         free_in(w);
@@ -359,4 +395,9 @@ void wire_in_grant(wire_in *w) {
 void wire_in_close(wire_in *w) {
     pthread_join(w->thread, NULL);
     free_in(w);
+}
+
+void wire_in_abandon(wire_in *w) {
+    __atomic_store_n(&w->limits.abandoned, true, __ATOMIC_RELEASE);
+    wire_in_close(w);
 }

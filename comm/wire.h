@@ -17,6 +17,9 @@ bool wire_out_take_credit(wire_out *w);
 /* Call after queue_end(from): waits until the receivers have taken everything. */
 void wire_out_close(wire_out *w);
 
+/* Call after queue_fail(from): ends the thread, whatever the receivers do. */
+void wire_out_abandon(wire_out *w);
+
 /* Receives into `to` until every sender has said its end, and then ends it. A failure here fails `to`, but the senders
  * are still served, so that none waits for ever. */
 status wire_in_open(wire_in **out, const comm_roles *roles, queue *to);
@@ -25,3 +28,6 @@ void wire_in_grant(wire_in *w);
 
 /* Waits until every sender has said its end. */
 void wire_in_close(wire_in *w);
+
+/* Ends the thread, whatever the senders do. */
+void wire_in_abandon(wire_in *w);

@@ -258,6 +258,50 @@ static void every_diagnostics_rank_sees_the_end(void **state) {
     comm_roles_free(&r);
 }
 
+/* A rank that could not open its end ends the job for all, without waiting for anybody. */
+static void abandoned_ends_wait_for_nobody(void **state) {
+    comm_roles r = split(1);
+    if (r.diagnostics) {
+        channel_receiver *channel = NULL;
+        check_status(channel_receiver_open(&channel, &r), STATUS_OK);
+        channel_receiver_abandon(channel);
+    } else if (r.compute_rank == 0) {
+        channel_sender *s = NULL;
+        check_status(channel_sender_open(&s, &r, 1 << 20), STATUS_OK);
+        channel_sender_abandon(s);
+    }
+    comm_roles_free(&r);
+}
+
+/* A diagnostics process that is stopped takes nothing: senders give up after their patience, and say so. */
+static void a_stopped_receiver_is_given_up(void **state) {
+    comm_roles r = split(1);
+    if (r.diagnostics) {
+        for (int c = 0; c < r.tp * r.dp; c++)
+            MPI_Recv(NULL, 0, MPI_BYTE, r.compute_world_ranks[c], GO_TAG, r.world, MPI_STATUS_IGNORE);
+    } else {
+        channel_sender *s = NULL;
+        r.patience_s = 0.3;
+        check_status(channel_sender_open(&s, &r, LARGEST_SNAPSHOT), STATUS_OK);
+        send_snapshot(s, r.compute_rank, 1);
+        send_snapshot(s, r.compute_rank, 2);
+        assert_null(channel_snapshot_buffer(s)); /* waits for the first to leave, which it never does */
+        check_status(channel_sender_status(s), STATUS_INTERNAL);
+        assert_non_null(strstr(status_message(), "is that process stopped?"));
+        assert_int_equal(channel_post(s, 0, 3, NULL, 0), STATUS_INTERNAL);
+        check_status(channel_sender_close(s), STATUS_INTERNAL);
+        MPI_Send(NULL, 0, MPI_BYTE, r.diagnostics_world_ranks[0], GO_TAG, r.world);
+        status_clear();
+    }
+    if (r.diagnostics) { /* so that MPI ends without unfinished sends: takes the two headers and the two first chunks */
+        channel_receiver *channel = NULL;
+        check_status(channel_receiver_open(&channel, &r), STATUS_OK);
+        usleep(100000);
+        channel_receiver_abandon(channel);
+    }
+    comm_roles_free(&r);
+}
+
 static double cpu_seconds(void) {
     struct timespec t;
     clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
@@ -316,6 +360,8 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(credits_are_neither_lost_nor_invented),
     cmocka_unit_test(a_receiver_that_gives_up_holds_nobody_back),
     cmocka_unit_test(every_diagnostics_rank_sees_the_end),
+    cmocka_unit_test(abandoned_ends_wait_for_nobody),
+    cmocka_unit_test(a_stopped_receiver_is_given_up),
     cmocka_unit_test(an_idle_channel_sleeps),
     cmocka_unit_test(misuse_is_refused),
 };
