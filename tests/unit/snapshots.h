@@ -1,10 +1,12 @@
-/* Snapshots built by hand for the diagnostics' tests: named tensors without messages, and small configurations. */
+/* Snapshots built by hand for the diagnostics' tests and benchmark: named tensors without messages, and small
+ * configurations. */
 #pragma once
 
-#include "check.h"
 #include "comm/snapshot.h"
 #include "core/config.h"
 #include "core/rng.h"
+#include <stdio.h>
+#include <stdlib.h>
 
 /* Room for a [rows, cols] tensor of that global name. */
 static inline float *snapshot_room(snapshot *s, const char *name, int64_t rows, int64_t cols) {
