@@ -6,8 +6,14 @@ extern "C" {
 #include "core/file.h"
 }
 
+#include <fcntl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
+#include <cerrno>
+#include <csignal>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -29,6 +35,7 @@ namespace {
 /* SentencePiece writes a space as U+2581, so that character itself would come back as a space. */
 constexpr char META[] = "\xE2\x96\x81";
 constexpr size_t META_BYTES = 3;
+constexpr int64_t RESERVED_IDS = 2 + 256;
 constexpr size_t MODEL_LIMIT_BYTES = size_t{1} << 30;
 
 class samples_iterator : public sentencepiece::SentenceIterator {
@@ -77,6 +84,82 @@ long number_after(const std::string &message, const char *words) {
                            static_cast<long long>(vocab), least + 1);
     return status_fail(STATUS_DATA, "SentencePiece cannot train a vocabulary of %lld on this text: %s",
                        static_cast<long long>(vocab), message.c_str());
+}
+
+/* SentencePiece's log would only repeat its statuses. */
+constexpr char QUIET[] = "3";
+
+::status train(const char *path, const tokenizer_text *samples, int64_t count, int64_t vocab) try {
+    std::string model;
+    samples_iterator iterator(samples, count);
+    auto result = sentencepiece::SentencePieceTrainer::Train(
+        {
+            {"model_type", "unigram"},
+            {"vocab_size", std::to_string(vocab)},
+            {"normalization_rule_name", "identity"},
+            {"add_dummy_prefix", "false"},
+            {"remove_extra_whitespaces", "false"},
+            {"allow_whitespace_only_pieces", "true"},
+            {"byte_fallback", "true"},
+            {"max_sentence_length", std::to_string(static_cast<int>(TOKENIZER_SAMPLE_BYTES))},
+            {"unk_id", "0"},
+            {"eos_id", "1"},
+            {"bos_id", "-1"},
+            {"num_threads", "8"}, /* fixed: sums are made a thread, so the model depends on it */
+            {"minloglevel", QUIET},
+        },
+        &iterator, &model);
+    if (!result.ok()) return training_error(result.ToString(), vocab);
+    return file_write_atomic(path, model.data(), model.size());
+} catch (const std::exception &e) {
+    return status_fail(STATUS_INTERNAL, "cannot train the tokenizer: %s", e.what());
+}
+
+/* The child's part: what training says goes through the pipe, what SentencePiece prints before it gives up nowhere. */
+[[noreturn]] void train_in_child(int report, const char *path, const tokenizer_text *samples, int64_t count,
+                                 int64_t vocab) {
+    int nowhere = open("/dev/null", O_WRONLY | O_CLOEXEC);
+    if (nowhere >= 0) dup2(nowhere, STDERR_FILENO);
+    ::status result = train(path, samples, count, vocab);
+    const char *message = status_message();
+    ssize_t written = write(report, message, std::strlen(message));
+    _exit(written < 0 ? STATUS_INTERNAL : result);
+}
+
+std::string read_report(int report) {
+    std::string text;
+    char block[512];
+    for (ssize_t got; (got = read(report, block, sizeof block)) != 0;) {
+        if (got > 0)
+            text.append(block, static_cast<size_t>(got));
+        else if (errno != EINTR)
+            break;
+    }
+    return text;
+}
+
+/* SentencePiece ends the process over some texts (one that is a single character over and over, for one), so it trains
+ * in a process of its own. */
+::status train_apart(const char *path, const tokenizer_text *samples, int64_t count, int64_t vocab) {
+    int report[2], state = 0;
+    if (pipe2(report, O_CLOEXEC) != 0) return status_fail(STATUS_INTERNAL, "cannot make a pipe: %s", strerror(errno));
+    std::fflush(nullptr); /* else the child could print it again */
+    pid_t child = fork();
+    if (child == 0) train_in_child(report[1], path, samples, count, vocab);
+    close(report[1]);
+    std::string message = child > 0 ? read_report(report[0]) : "";
+    close(report[0]);
+    if (child < 0) return status_fail(STATUS_INTERNAL, "cannot start a process to train in: %s", strerror(errno));
+    while (waitpid(child, &state, 0) < 0)
+        if (errno != EINTR) return status_fail(STATUS_INTERNAL, "lost the training process: %s", strerror(errno));
+    if (WIFEXITED(state) && WEXITSTATUS(state) == STATUS_OK) return STATUS_OK;
+    if (WIFEXITED(state) && !message.empty())
+        return status_fail(static_cast<::status>(WEXITSTATUS(state)), "%s", message.c_str());
+    if (WIFSIGNALED(state) && WTERMSIG(state) != SIGABRT)
+        return status_fail(STATUS_INTERNAL, "training the tokenizer was ended by signal %d (is there enough memory?)",
+                           WTERMSIG(state));
+    return status_fail(STATUS_DATA,
+                       "SentencePiece finds nothing to learn in this text: use more, and more varied, text");
 }
 
 } // namespace
@@ -188,37 +271,18 @@ void find_meta_spelling(tokenizer &t) {
     return STATUS_OK;
 }
 
-/* SentencePiece reports through its statuses; its log would only repeat them. */
-constexpr char QUIET[] = "3";
-
 } // namespace
 
 extern "C" {
 
 ::status tokenizer_train(const char *path, const tokenizer_text *samples, int64_t count, int64_t vocab) try {
+    if (vocab <= RESERVED_IDS)
+        return status_fail(STATUS_DATA,
+                           "a vocabulary of %lld is too small: bytes, unknown and </s> alone are %d; use more",
+                           static_cast<long long>(vocab), static_cast<int>(RESERVED_IDS));
     if (std::none_of(samples, samples + count, teaches))
         return status_fail(STATUS_DATA, "there is no text to train a tokenizer on");
-    std::string model;
-    samples_iterator iterator(samples, count);
-    auto result = sentencepiece::SentencePieceTrainer::Train(
-        {
-            {"model_type", "unigram"},
-            {"vocab_size", std::to_string(vocab)},
-            {"normalization_rule_name", "identity"},
-            {"add_dummy_prefix", "false"},
-            {"remove_extra_whitespaces", "false"},
-            {"allow_whitespace_only_pieces", "true"},
-            {"byte_fallback", "true"},
-            {"max_sentence_length", std::to_string(static_cast<int>(TOKENIZER_SAMPLE_BYTES))},
-            {"unk_id", "0"},
-            {"eos_id", "1"},
-            {"bos_id", "-1"},
-            {"num_threads", "8"}, /* fixed: sums are made a thread, so the model depends on it */
-            {"minloglevel", QUIET},
-        },
-        &iterator, &model);
-    if (!result.ok()) return training_error(result.ToString(), vocab);
-    return file_write_atomic(path, model.data(), model.size());
+    return train_apart(path, samples, count, vocab);
 } catch (const std::exception &e) {
     return status_fail(STATUS_INTERNAL, "cannot train the tokenizer: %s", e.what());
 }
