@@ -99,6 +99,19 @@ static void lower_priority(bool really) {
     if (really) setpriority(PRIO_PROCESS, (id_t)gettid(), LOW_PRIORITY);
 }
 
+/* Memory of a transfer that was given up: MPI may still read or write it, so that it stays until the process ends. */
+static void keep_for_mpi(void *data) {
+    typedef struct kept {
+        void *data;
+        struct kept *next;
+    } kept;
+    static kept *all; /* the pushes of several threads meet here */
+    kept *k = malloc(sizeof *k);
+    if (!k) return; /* then it stays all the same, only out of sight */
+    *k = (kept){.data = data, .next = __atomic_load_n(&all, __ATOMIC_RELAXED)};
+    while (!__atomic_compare_exchange_n(&all, &k->next, k, false, __ATOMIC_RELEASE, __ATOMIC_RELAXED)) continue;
+}
+
 /* ---- the sending end ---- */
 
 static status send_bytes(const wire_out *w, const void *data, size_t bytes, int to, int tag) {
@@ -121,7 +134,7 @@ static status send_message(const wire_out *w, const channel_message *m) {
 
 /* A synchronous send is complete when the receiver has taken it, and with it all that came before. */
 static status send_end(const wire_out *w) {
-    wire_header header = {.kind = CHANNEL_END};
+    static const wire_header header = {.kind = CHANNEL_END};
     for (int i = 0; i < w->destinations; i++) {
         MPI_Request request;
         TRY(comm_check(MPI_Issend(&header, sizeof header, MPI_BYTE, w->destination[i], TAG_HEADER, w->comm, &request),
@@ -146,7 +159,11 @@ static void *run_out(void *user) {
         result = queue_pop(w->from, &m);
         if (result != STATUS_OK || m.kind == CHANNEL_END) break;
         result = send_message(w, &m);
-        if (result == STATUS_OK) result = give_back(w, &m); /* else MPI may still read it: it stays */
+        if (result == STATUS_OK) {
+            result = give_back(w, &m);
+        } else {
+            keep_for_mpi(m.data);
+        }
     }
     if (result == STATUS_OK) result = send_end(w);
     if (result != STATUS_OK) {
@@ -353,8 +370,9 @@ static void *run_in(void *user) {
 }
 
 static void free_in(wire_in *w) {
-    for (int i = 0; w->streams && i < w->senders && !w->unfinished; i++) free(w->streams[i].data);
-    if (!w->unfinished) free(w->scratch);
+    void (*end)(void *) = w->unfinished ? keep_for_mpi : free;
+    for (int i = 0; w->streams && i < w->senders; i++) end(w->streams[i].data);
+    end(w->scratch);
     free(w->streams);
     free(w->rank_of);
     free(w);

@@ -353,7 +353,6 @@ static void misuse_is_refused(void **state) {
     comm_roles_free(&r);
 }
 
-/* clang-format off: CMake reads one name a line */
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(everything_arrives_under_load),
     cmocka_unit_test(senders_go_on_while_the_receiver_is_busy),
@@ -365,6 +364,5 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(an_idle_channel_sleeps),
     cmocka_unit_test(misuse_is_refused),
 };
-/* clang-format on */
 
 DIST_MAIN(tests)

@@ -235,13 +235,11 @@ static void two_groups_never_wait_for_each_other(void **state) {
     comm_roles_free(&r);
 }
 
-/* clang-format off: CMake reads one name a line */
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(all_reduce_agrees_with_double),        cmocka_unit_test(a_large_all_reduce_agrees_with_double),
     cmocka_unit_test(a_nan_wins_the_maximum_on_every_rank), cmocka_unit_test(broadcast_brings_the_roots_bytes),
     cmocka_unit_test(an_all_reduce_fits_into_a_broadcast),  cmocka_unit_test(the_first_error_is_kept),
     cmocka_unit_test(wrong_arguments_are_errors),           cmocka_unit_test(two_groups_never_wait_for_each_other),
 };
-/* clang-format on */
 
 DIST_MAIN(tests)

@@ -98,7 +98,6 @@ static void the_lowest_of_the_worst_ranks_speaks(void **state) {
     status_clear();
 }
 
-/* clang-format off: CMake reads one name a line */
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(roles_fit_the_world),
     cmocka_unit_test(groups_are_contiguous_and_strided),
@@ -106,6 +105,5 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(agreement_is_the_worst_status_and_its_message),
     cmocka_unit_test(the_lowest_of_the_worst_ranks_speaks),
 };
-/* clang-format on */
 
 DIST_MAIN(tests)

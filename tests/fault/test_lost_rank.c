@@ -89,13 +89,11 @@ static void a_slow_step_is_no_fault(void **state) {
     if (code != 0) fail_msg("exit code %d:\n%s", code, output);
 }
 
-/* clang-format off: CMake reads one name a line */
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_stopped_rank_ends_the_job_with_its_place),
     cmocka_unit_test(a_killed_rank_ends_the_job),
     cmocka_unit_test(a_slow_step_is_no_fault),
 };
-/* clang-format on */
 
 int main(int argc, char **argv) {
     if (argc == 3 && strcmp(argv[1], "rank") == 0) return rank_main(argc, argv);

@@ -129,7 +129,6 @@ static void misuse_is_refused(void **state) {
     channel_receiver_close(r);
 }
 
-/* clang-format off: CMake reads one name a line */
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(every_record_arrives_once_in_order),
     cmocka_unit_test(a_receiver_waits_for_a_record),
@@ -138,6 +137,5 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_receiver_may_close_with_records_waiting),
     cmocka_unit_test(misuse_is_refused),
 };
-/* clang-format on */
 
 TEST_MAIN(tests)

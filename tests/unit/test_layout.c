@@ -92,7 +92,6 @@ static void impossible_numbers_are_refused(void **state) {
     check_refused(1, 1, 0, 1, "needs at least 2 ranks");
 }
 
-/* clang-format off: CMake reads one name a line */
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(one_host_watches_with_its_last_rank),
     cmocka_unit_test(slurm_gives_nine_and_eight),
@@ -102,6 +101,5 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_wrong_world_is_told_the_right_launch_line),
     cmocka_unit_test(impossible_numbers_are_refused),
 };
-/* clang-format on */
 
 TEST_MAIN(tests)

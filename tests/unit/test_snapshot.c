@@ -175,13 +175,11 @@ static void no_damaged_byte_does_harm(void **state) {
     free(m.data);
 }
 
-/* clang-format off: CMake reads one name a line */
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(two_ranks_make_one_snapshot),     cmocka_unit_test(a_rank_may_have_nothing_to_say),
     cmocka_unit_test(ranks_that_disagree_are_refused), cmocka_unit_test(an_element_twice_in_one_message_is_found),
     cmocka_unit_test(boxes_outside_are_refused),       cmocka_unit_test(every_wrong_length_is_refused),
     cmocka_unit_test(damaged_headers_are_refused),     cmocka_unit_test(no_damaged_byte_does_harm),
 };
-/* clang-format on */
 
 TEST_MAIN(tests)
