@@ -102,6 +102,7 @@ static void broken_snapshots_do_not_stop_the_service(void **state) {
     check_sql("SELECT count(*) FROM snapshots WHERE status = 'failed' AND step IN (1, 2, 3)", 3);
     check_sql("SELECT count(*) FROM snapshots WHERE status = 'done' AND step = 4", 1);
     check_sql("SELECT count(*) FROM events WHERE kind = 'snapshot' AND step IN (1, 2, 3)", 3);
+    check_sql("SELECT count(*) FROM events WHERE kind = 'snapshot' AND message LIKE '%refused%'", 2);
     check_sql("SELECT count(*) FROM events WHERE kind = 'fault' AND message LIKE 'rank 0%'", 2);
 }
 

@@ -4,6 +4,9 @@
 #include "rundb.h"
 #include "snapshots.h"
 
+#include <signal.h>
+#include <sys/resource.h>
+
 enum { LAYERS = 2, HEADS = 3 };
 
 typedef struct run {
@@ -259,6 +262,43 @@ static void a_lock_on_the_way_only_delays(void **state) {
     check_sql("SELECT count(*) FROM events WHERE kind = 'fault' AND message LIKE '%database is locked%'", 1);
 }
 
+/* No file may grow, as on a full disk. A few records fail at the commit, many (more than SQLite's cache holds) at an
+ * insert: either way the transaction is undone as a whole, and all of it arrives later. */
+static void check_full_disk(int snapshots) {
+    run r;
+    check_status(open_run(&r), STATUS_OK);
+    add_step(&r, 1, 5);
+    check_status(store_flush(r.store), STATUS_OK);
+    struct rlimit limit, small;
+    assert_int_equal(getrlimit(RLIMIT_FSIZE, &limit), 0);
+    small = limit;
+    small.rlim_cur = 60000; /* below what three snapshots with their values add to the log or to the file */
+    signal(SIGXFSZ, SIG_IGN);
+    for (int step = 1; step <= snapshots; step++) add_snapshot(&r, step, true, (uint64_t)step);
+    add_step(&r, 2, 4);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
+    status first = store_flush(r.store), second = store_flush(r.store);
+    int waits = store_waiting(r.store);
+    assert_int_equal(setrlimit(RLIMIT_FSIZE, &limit), 0);
+    assert_int_equal(first, STATUS_IO);
+    assert_int_equal(second, STATUS_IO);
+    assert_int_equal(waits, snapshots + 2); /* and one event */
+    status_clear();
+    check_sql("SELECT count(*) FROM train_metrics", 1);
+    int matrices = maps_count(r.maps);
+    close_run(&r);
+    check_sql("SELECT count(*) FROM train_metrics", 2);
+    check_sql("SELECT count(*) FROM spectra", snapshots * matrices);
+    check_sql("SELECT count(*) FROM events WHERE kind = 'fault'", 1);
+    check_sql("SELECT count(*) FROM pragma_integrity_check WHERE integrity_check = 'ok'", 1);
+}
+
+static void a_full_disk_only_delays(void **state) {
+    check_full_disk(3);
+    unlink(rundb_path);
+    check_full_disk(250);
+}
+
 /* What the database will never take does not hold up the rest, and is told at the end. */
 static void a_refused_record_is_dropped_and_told(void **state) {
     run r;
@@ -315,6 +355,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup_teardown(readers_are_welcome, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(a_locked_database_is_refused, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(a_lock_on_the_way_only_delays, rundb_setup, rundb_teardown),
+    cmocka_unit_test_setup_teardown(a_full_disk_only_delays, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(a_refused_record_is_dropped_and_told, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(foreign_files_are_left_alone, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(a_missing_folder_is_an_error, rundb_setup, rundb_teardown),
