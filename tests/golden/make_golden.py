@@ -8,7 +8,7 @@ for layer 0's attention alone its output, dx and weight gradients for a random x
     make_golden.py            write all files beside this script
     make_golden.py --check    recompute and compare with the committed files; writes nothing
 
-Needs PyTorch (Debian: python3-torch). Shapes: B batch, T context, N = B T, d width, H heads, G kv heads, D_n / D_r parts
+Needs PyTorch (Debian: python3-torch); without it the exit code is 77. Shapes: B batch, T context, N = B T, d width, H heads, G kv heads, D_n / D_r parts
 of a head without and with rotary, D_v value dim, R latent, R_q query latent, F feed-forward, V vocabulary.
 Weights are [out, in].
 """
@@ -18,7 +18,11 @@ import struct
 import sys
 from types import SimpleNamespace
 
-import torch
+try:
+    import torch
+except ImportError:
+    print("make_golden.py needs PyTorch (Debian: python3-torch)", file=sys.stderr)
+    sys.exit(77)
 
 FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "models")
 torch.set_default_dtype(torch.float64)

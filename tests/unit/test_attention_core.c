@@ -250,7 +250,7 @@ static void check_shape(shape s) {
 
 /* ---------------------------------------------------------------- tests */
 
-static const int contexts[] = {1, 2, 31, 64, 65, 127, 128, 130};
+static const int contexts[] = {1, 2, 31, 64, 65, 127, 128, 130, 200};
 enum { CONTEXTS = sizeof contexts / sizeof *contexts };
 
 static void test_no_rotary_part(void **state) {
