@@ -314,7 +314,7 @@ static void grouped_heads_split_or_refused(void **state) {
         check_status(ops_cpu(&r.ops, 1), STATUS_OK);
         split_world(&r, world_size());
         check_status(model_create(&r.model, &r.config, &r.ops, &attn_core_cpu, &r.tp, BATCH), STATUS_CONFIG);
-        char number[16];
+        char number[32];
         snprintf(number, sizeof number, "%d kv heads", kv_heads);
         assert_non_null(strstr(status_message(), number));
         snprintf(number, sizeof number, "%d ranks", world_size());
