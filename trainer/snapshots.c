@@ -45,11 +45,12 @@ bool snapshots_due(const config *c, int64_t step) {
     return step <= c->diagnostics.dense_until || step % c->diagnostics.every == 0 || step == c->train.steps;
 }
 
-bool snapshots_admitted(const config *c, const comm_roles *roles, channel_sender *sender) {
+bool snapshots_admitted(const config *c, const comm_roles *roles, channel_sender *sender, int64_t step) {
+    bool waits = step == 0 || c->diagnostics.when_behind == BEHIND_WAIT;
     int admitted = 0;
     if (roles->compute_rank == 0) {
         admitted = channel_take_credit(sender);
-        while (!admitted && c->diagnostics.when_behind == BEHIND_WAIT && channel_sender_status(sender) == STATUS_OK) {
+        while (!admitted && waits && channel_sender_status(sender) == STATUS_OK) {
             nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
             admitted = channel_take_credit(sender);
         }

@@ -19,8 +19,9 @@ status snapshots_plan(snapshots *out, const model *m, const config *c, const com
 bool snapshots_due(const config *c, int64_t step);
 
 /* Compute ranks decide together (collective over roles->compute) whether the due snapshot is sent: compute rank 0 needs
- * a credit, waiting for one or not as diagnostics.when_behind says; false when it is dropped. */
-bool snapshots_admitted(const config *c, const comm_roles *roles, channel_sender *sender);
+ * a credit, waiting for one or not as diagnostics.when_behind says; false when it is dropped. Step 0, which all else is
+ * compared with, is waited for in any case. */
+bool snapshots_admitted(const config *c, const comm_roles *roles, channel_sender *sender, int64_t step);
 
 /* Copies this rank's pieces and hands them to the sending thread. */
 status snapshots_send(const snapshots *s, const model *m, channel_sender *sender, int64_t step);

@@ -32,6 +32,7 @@ typedef struct trainer {
     comm_group tp, dp;
     model model;
     dataset train, validation;
+    dataset_info info; /* vocab 0: there is none */
     bool validates;
     sampler sampler;
     int64_t micro_batch, accumulation, last_step;
@@ -172,6 +173,14 @@ static void load_windows(trainer *t, const dataset *d, int64_t first, int64_t co
     for (int64_t i = 0; i < count; i++) dataset_window(d, first + i, t->input + i * context, t->target + i * context);
 }
 
+/* What a model that knows only the tokens' frequencies would reach: the line that a run must get under. */
+static void post_unigram_entropy(trainer *t) {
+    if (t->info.vocab == 0) return;
+    const dataset_split *split = t->validates ? &t->info.validation : &t->info.train;
+    diag_eval record = {.tokens = split->tokens, .loss = split->unigram_entropy_nats, .split = "unigram"};
+    post(t, DIAG_EVAL, 0, &record, sizeof record);
+}
+
 /* Mean loss over the first windows of the validation shards; every token weighs the same. */
 static void validate(trainer *t, int64_t step) {
     int64_t context = t->c.model.context, windows = t->c.train.eval_tokens / context;
@@ -197,7 +206,7 @@ static void validate(trainer *t, int64_t step) {
 
 static void snapshot_if_due(trainer *t, int64_t step) {
     if (!t->watches || !snapshots_due(&t->c, step)) return;
-    if (!snapshots_admitted(&t->c, &t->roles, t->sender)) {
+    if (!snapshots_admitted(&t->c, &t->roles, t->sender, step)) {
         post_event(t, step, "info", "drop", "snapshot dropped: the diagnostics rank is behind");
         return;
     }
@@ -285,6 +294,7 @@ static status train_loop(trainer *t) {
     status s = STATUS_OK;
     int64_t number = 0;
     t->started_s = now_s();
+    post_unigram_entropy(t);
     snapshot_if_due(t, 0);
     while (s == STATUS_OK && number < t->last_step) s = step(t, ++number);
     double seconds = now_s() - t->started_s;
@@ -398,7 +408,7 @@ status train_run(const train_options *options) {
     trainer *t = calloc(1, sizeof *t);
     if (!t) return status_fail(STATUS_INTERNAL, "out of memory");
     status s = config_load(&t->c, options->config_path, options->settings, options->setting_count);
-    if (s == STATUS_OK) s = vocab_resolve(&t->c);
+    if (s == STATUS_OK) s = vocab_resolve(&t->c, &t->info);
     s = comm_agree(MPI_COMM_WORLD, s);
     if (s == STATUS_OK)
         s = comm_roles_split(&t->roles, (int)t->c.parallel.tensor, (int)t->c.parallel.data,

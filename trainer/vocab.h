@@ -2,7 +2,9 @@
 #pragma once
 
 #include "core/config.h"
+#include "data/info.h"
 
-/* Fills c->model.vocab from the dataset.json beside the training shards when it is not set. CONFIG when there is none
- * to read, or when the tokenizer named there has more pieces than an explicit model.vocab. */
-status vocab_resolve(config *c);
+/* Reads the dataset.json beside the training shards into *info (info->vocab 0: there is none, as beside shards from
+ * elsewhere) and fills c->model.vocab from it when that is not set. CONFIG when neither says it, or when the tokenizer
+ * has more pieces than an explicit model.vocab. */
+status vocab_resolve(config *c, dataset_info *info);

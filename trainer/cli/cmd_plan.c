@@ -20,8 +20,9 @@ status cmd_plan(int argc, char **argv) {
     }
     config c;
     plan p;
+    dataset_info info;
     TRY(config_load(&c, arguments.path, arguments.settings, arguments.setting_count));
-    status s = vocab_resolve(&c);
+    status s = vocab_resolve(&c, &info);
     if (s == STATUS_OK) s = plan_make(&p, &c);
     if (s == STATUS_OK) plan_print(&p, &c, arguments.path);
     config_free(&c);
