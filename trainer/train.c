@@ -6,6 +6,7 @@
 #include "trainer/train.h"
 
 #include "comm/channel.h"
+#include "comm/watchdog.h"
 #include "core/file.h"
 #include "core/log.h"
 #include "data/dataset.h"
@@ -25,6 +26,9 @@
 #include <time.h>
 #include <unistd.h>
 
+/* In one collective longer than this, a rank is lost: its peers differ by milliseconds. */
+static const double patience_s = 60;
+
 typedef struct trainer {
     config c;
     comm_roles roles;
@@ -40,6 +44,7 @@ typedef struct trainer {
     channel_sender *sender;
     snapshots snapshots;
     bool watches; /* snapshots are sent */
+    comm_watchdog *watchdog;
     double started_s, loss, validation_loss, tokens_per_s;
     /* diagnostics.ranks: 0: compute rank 0 keeps the database itself, in a thread */
     diag *local_diag;
@@ -293,10 +298,16 @@ static status step(trainer *t, int64_t number) {
 static status train_loop(trainer *t) {
     status s = STATUS_OK;
     int64_t number = 0;
+    const comm_group *const groups[] = {&t->tp, &t->dp};
+    TRY(comm_watch(&t->watchdog, groups, 2, patience_s));
     t->started_s = now_s();
     post_unigram_entropy(t);
     snapshot_if_due(t, 0);
-    while (s == STATUS_OK && number < t->last_step) s = step(t, ++number);
+    while (s == STATUS_OK && number < t->last_step) {
+        comm_watch_step(t->watchdog, ++number);
+        s = step(t, number);
+    }
+    comm_unwatch(t->watchdog);
     double seconds = now_s() - t->started_s;
     t->tokens_per_s = (double)(number * t->c.train.global_batch * t->c.model.context) / seconds;
 
@@ -332,6 +343,15 @@ static void close_channel(trainer *t) {
     if (t->local_thread_runs) pthread_join(t->local_thread, NULL);
     if (t->local_receiver) channel_receiver_close(t->local_receiver);
     if (t->local_diag) diag_close(t->local_diag);
+}
+
+/* After a start that failed: the other end may not exist. */
+static void abandon_channel(trainer *t) {
+    if (t->sender && !t->local_diag) {
+        channel_sender_abandon(t->sender);
+        t->sender = NULL;
+    }
+    close_channel(t);
 }
 
 static void close_compute(trainer *t) {
@@ -375,9 +395,9 @@ static status run_compute(trainer *t) {
             s = train_loop(t);
             if (s == STATUS_OK) report(t);
             close_channel(t);
-        } else if (first) {
-            close_channel(t);
-            run_folder_discard(&t->c);
+        } else {
+            abandon_channel(t);
+            if (first) run_folder_discard(&t->c);
         }
     }
     close_compute(t);
@@ -397,9 +417,13 @@ static status run_diagnostics(trainer *t) {
         status mine = diag_open(&d, &t->c, t->c.run.dir, "cpu", t->roles.tp, t->roles.dp, t->roles.host);
         if (mine == STATUS_OK) mine = channel_receiver_open(&receiver, &t->roles);
         s = comm_agree(world, mine);
-        if (s == STATUS_OK) s = diag_serve(d, receiver, t->roles.tp * t->roles.dp);
+        if (s == STATUS_OK) {
+            s = diag_serve(d, receiver, t->roles.tp * t->roles.dp);
+            channel_receiver_close(receiver);
+        } else if (receiver) {
+            channel_receiver_abandon(receiver);
+        }
     }
-    if (receiver) channel_receiver_close(receiver);
     if (d) diag_close(d);
     return s;
 }

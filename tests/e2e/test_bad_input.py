@@ -64,6 +64,15 @@ class BadInput(harness.RunTest):
             pass
         self.refused(IO, 2, config, "file/run", says=["file"])
 
+    def test_database_that_cannot_be_opened(self):
+        """Whether a diagnostics rank keeps it or compute rank 0: every rank ends at once, and no folder stays."""
+        for ranks, settings in ((3, ["parallel.tensor=2"]), (2, ["diagnostics.ranks=0"])):
+            os.environ["LD_PRELOAD"] = os.environ["NO_DATABASE"]
+            try:
+                self.refused(IO, ranks, self.config(), "run", *settings, says=["run.db"])
+            finally:
+                del os.environ["LD_PRELOAD"]
+
     def test_run_folder_is_never_overwritten(self):
         config = self.config(train=dict(steps=1, warmup=0))
         before = self.losses(self.train(2, config, "run"))

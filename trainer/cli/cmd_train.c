@@ -28,8 +28,11 @@ status cmd_train(int argc, char **argv) {
     status s = train_run(&options);
     int rank = 0;
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
-    /* All ranks hold the same message: one of them prints it. */
-    if (s != STATUS_OK && rank != 0) status_clear();
+    /* All ranks hold the same message: one of them prints it, and before any rank ends, since mpirun ends the others as
+     * soon as one has exited with a code. */
+    if (s != STATUS_OK && rank == 0) command_complain(argv[0]);
+    status_clear();
+    MPI_Barrier(MPI_COMM_WORLD);
     comm_stop();
     return s;
 }

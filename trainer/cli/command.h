@@ -9,6 +9,10 @@ typedef struct command {
     status (*run)(int argc, char **argv);
 } command;
 
+/* Prints this thread's failure message as the command's one line on stderr, and clears it; nothing when there is none.
+ */
+void command_complain(const char *name);
+
 status cmd_prepare(int argc, char **argv);
 status cmd_plan(int argc, char **argv);
 status cmd_train(int argc, char **argv);

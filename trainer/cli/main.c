@@ -22,6 +22,11 @@ static void usage(FILE *out) {
     fprintf(out, "\n`bulkhead COMMAND --help` explains a command.\n");
 }
 
+void command_complain(const char *name) {
+    if (status_message()[0]) fprintf(stderr, "bulkhead %s: %s\n", name, status_message());
+    status_clear();
+}
+
 int main(int argc, char **argv) {
     if (argc < 2) {
         usage(stderr);
@@ -36,7 +41,7 @@ int main(int argc, char **argv) {
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
         if (strcmp(argv[1], commands[i].name) != 0) continue;
         status s = commands[i].run(argc - 1, argv + 1);
-        if (s != STATUS_OK && status_message()[0]) fprintf(stderr, "bulkhead %s: %s\n", argv[1], status_message());
+        if (s != STATUS_OK) command_complain(argv[1]);
         return s;
     }
     fprintf(stderr, "bulkhead: there is no command '%s'; `bulkhead --help` lists them\n", argv[1]);
