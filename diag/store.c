@@ -385,11 +385,11 @@ status store_open(store **out, const char *path, const store_session *session) {
     status result = s->path && s->matrix_id && s->column_of_heads ? STATUS_OK : out_of_memory();
     if (result == STATUS_OK) {
         int rc = sqlite3_open_v2(path, &s->db, SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE, NULL);
-        sqlite3_busy_timeout(s->db, OPEN_WAIT_MS);
+        if (rc == SQLITE_OK) rc = sqlite3_busy_timeout(s->db, OPEN_WAIT_MS);
         if (rc == SQLITE_OK) rc = set_journal(s);
         if (rc == SQLITE_OK) rc = write_start(s, session);
+        if (rc == SQLITE_OK) rc = sqlite3_busy_timeout(s->db, RUN_WAIT_MS);
         if (rc != SQLITE_OK) result = open_failure(s->db, path, rc);
-        sqlite3_busy_timeout(s->db, RUN_WAIT_MS);
     }
     if (result != STATUS_OK) {
         store_free(s);
