@@ -195,7 +195,7 @@ void model_free(model *m) {
 
 /* ---------------------------------------------------------------- forward */
 
-static const void *gain(const model *m, int i) {
+static const float *gain(const model *m, int i) {
     return params_weight(&m->params, i).data;
 }
 
@@ -317,6 +317,10 @@ void model_train(model *m, const int32_t *input, const int32_t *target, float sc
 }
 
 /* ---------------------------------------------------------------- the rest */
+
+void model_reduce_loss(model *m, comm_group *dp) {
+    comm_all_reduce(dp, m->loss, 1, DTYPE_F64, COMM_SUM, "loss", -1);
+}
 
 double model_take_loss(model *m) {
     double loss = 0;

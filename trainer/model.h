@@ -70,6 +70,9 @@ void model_train(model *m, const int32_t *input, const int32_t *target, float sc
 /* Forward of the first `samples` samples: adds the sum of their tokens' cross-entropy to the loss. */
 void model_evaluate(model *m, const int32_t *input, const int32_t *target, int64_t samples);
 
+/* The loss sum over the data-parallel ranks too. */
+void model_reduce_loss(model *m, comm_group *dp);
+
 /* The loss sum since the last call (waits for the device), which starts again at 0. The same on all ranks of the group.
  */
 double model_take_loss(model *m);

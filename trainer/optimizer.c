@@ -49,6 +49,6 @@ void optimizer_update(model *m, const config *c, int64_t step, double lr) {
         bool decays = c->train.decay == DECAY_ALL || q->spec.init == PARAM_NORMAL;
         args.weight_decay = decays ? (float)c->train.weight_decay : 0.0f;
         m->ops->adamw(m->ops, p->master + q->offset, p->moment1 + q->offset, p->moment2 + q->offset,
-                      p->gradient + q->offset, q->rows * q->cols, args);
+                      p->gradient + q->offset, params_copy(p, i), q->rows * q->cols, args);
     }
 }

@@ -83,6 +83,7 @@ status params_init(params *p, ops *o, uint64_t seed) {
         const param *q = &p->list[i];
         fill(q, seed, host);
         o->upload(o, p->master + q->offset, host, (size_t)(q->rows * q->cols) * sizeof *host);
+        if (params_copy(p, i)) o->cast(o, params_copy(p, i), p->master + q->offset, q->rows * q->cols);
     }
     free(host);
     return ops_status(o);
@@ -95,8 +96,14 @@ static tensor view(const params *p, int i, void *base, dtype type) {
 }
 
 tensor params_weight(const params *p, int i) {
+    if (p->list[i].spec.init == PARAM_ONES) return view(p, i, p->master, DTYPE_F32);
     return view(p, i, p->compute, p->compute_type);
 }
+
+void *params_copy(const params *p, int i) {
+    return p->compute == p->master ? NULL : view(p, i, p->compute, p->compute_type).data;
+}
+
 tensor params_gradient(const params *p, int i) {
     return view(p, i, p->gradient, DTYPE_F32);
 }

@@ -29,7 +29,7 @@ typedef struct params {
     param *list;
     int64_t region_first[REGIONS + 1];            /* in floats; the last is the total */
     float *master, *gradient, *moment1, *moment2; /* [total], device */
-    void *compute;                                /* [total] of the activation type; master itself where that is fp32 */
+    void *compute; /* [total] of the activation type, what products read; master itself where that is fp32 */
     dtype compute_type;
 } params;
 
@@ -42,10 +42,13 @@ void params_layout(params *p, int rank, int size);
 /* Storage from the arena (uninitialized; the caller zeroes it). */
 void params_reserve(params *p, dtype activation, arena *a);
 
+/* The compute copy of parameter i, NULL where master serves as one. */
+void *params_copy(const params *p, int i);
+
 /* Initial weights on the device: a pure function of (seed, name, global index). CONFIG when memory runs out. */
 status params_init(params *p, ops *o, uint64_t seed);
 
-/* Views of parameter i, [rows, cols], local and padded. */
+/* Views of parameter i, [rows, cols], local and padded. Matrices are of the activation type, gains fp32. */
 tensor params_weight(const params *p, int i);
 tensor params_gradient(const params *p, int i);
 

@@ -197,8 +197,8 @@ static void validate(trainer *t, int64_t step) {
         load_windows(t, &t->validation, first, count);
         model_evaluate(&t->model, t->input, t->target, count);
     }
+    model_reduce_loss(&t->model, &t->dp);
     double sum = model_take_loss(&t->model);
-    comm_all_reduce(&t->dp, &sum, 1, DTYPE_F64, COMM_SUM, "validation loss", -1);
     diag_eval record = {.step = step, .tokens = windows * context, .loss = sum / (double)(windows * context)};
     snprintf(record.split, sizeof record.split, "validation");
     post(t, DIAG_EVAL, step, &record, sizeof record);
@@ -268,8 +268,8 @@ static status step(trainer *t, int64_t number) {
     int64_t tokens = t->c.train.global_batch * t->c.model.context;
     accumulate(t, number);
     optimizer_reduce(&t->model, &t->dp);
+    model_reduce_loss(&t->model, &t->dp);
     double loss = model_take_loss(&t->model);
-    comm_all_reduce(&t->dp, &loss, 1, DTYPE_F64, COMM_SUM, "loss", -1);
     diag_step record = {.step = number,
                         .tokens = number * tokens,
                         .loss = loss / (double)tokens,

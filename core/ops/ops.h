@@ -52,9 +52,9 @@ struct ops {
     void (*matmul)(ops *o, tensor y, tensor a, bool transpose_a, tensor b, bool transpose_b, float beta);
 
     /* y = x * rstd * gain, rstd[N] = 1/sqrt(mean(x^2) + eps). */
-    void (*rmsnorm_forward)(ops *o, tensor y, float *rstd, tensor x, const void *gain, float eps);
+    void (*rmsnorm_forward)(ops *o, tensor y, float *rstd, tensor x, const float *gain, float eps);
     /* dx (adds when accumulate) and dgain[d] (adds, fp32) from dy, the input x and its rstd. */
-    void (*rmsnorm_backward)(ops *o, tensor dx, bool accumulate, float *dgain, tensor dy, tensor x, const void *gain,
+    void (*rmsnorm_backward)(ops *o, tensor dx, bool accumulate, float *dgain, tensor dy, tensor x, const float *gain,
                              const float *rstd);
 
     /* In place. */
@@ -88,8 +88,12 @@ struct ops {
 
     /* out (adds, device scalar) += sum x^2, in an order that depends on count alone. */
     void (*sum_squares)(ops *o, double *out, const float *x, int64_t count);
-    /* One AdamW update of count fp32 master weights in place. */
-    void (*adamw)(ops *o, float *weight, float *m, float *v, const float *gradient, int64_t count, adamw_args args);
+    /* One AdamW update of count fp32 master weights in place; copy[count], of the activation type, gets the new weights
+     * too (NULL: there is none). */
+    void (*adamw)(ops *o, float *weight, float *m, float *v, const float *gradient, void *copy, int64_t count,
+                  adamw_args args);
+    /* out[count], of the activation type, = x. */
+    void (*cast)(ops *o, void *out, const float *x, int64_t count);
 };
 
 /* The CPU table (OpenBLAS, OpenMP); threads > 0 are used for every operation. Sets the process's BLAS and OpenMP

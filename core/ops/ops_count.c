@@ -14,8 +14,8 @@ static void count_matmul(ops *o, tensor y, tensor a, bool transpose_a, tensor b,
     o->flops += 2.0 * (double)y.rows * (double)y.cols * (double)(transpose_a ? a.rows : a.cols);
 }
 
-static void no_norm(ops *o, tensor y, float *rstd, tensor x, const void *gain, float eps) {}
-static void no_norm_backward(ops *o, tensor dx, bool accumulate, float *dgain, tensor dy, tensor x, const void *gain,
+static void no_norm(ops *o, tensor y, float *rstd, tensor x, const float *gain, float eps) {}
+static void no_norm_backward(ops *o, tensor dx, bool accumulate, float *dgain, tensor dy, tensor x, const float *gain,
                              const float *rstd) {}
 static void no_rope(ops *o, tensor x, rope_args args) {}
 static void no_two(ops *o, tensor y, tensor x) {}
@@ -28,8 +28,9 @@ static void no_ce_loss(ops *o, double *loss, const float *sums, const float *pic
 static void no_ce_backward(ops *o, tensor logits, int64_t valid, const float *row_max, const float *sums,
                            const int32_t *targets, int64_t first, float scale) {}
 static void no_sum_squares(ops *o, double *out, const float *x, int64_t count) {}
-static void no_adamw(ops *o, float *weight, float *m, float *v, const float *gradient, int64_t count, adamw_args args) {
-}
+static void no_cast(ops *o, void *out, const float *x, int64_t count) {}
+static void no_adamw(ops *o, float *weight, float *m, float *v, const float *gradient, void *copy, int64_t count,
+                     adamw_args args) {}
 
 void ops_count(ops *out, dtype activation) {
     *out = (ops){
@@ -57,5 +58,6 @@ void ops_count(ops *out, dtype activation) {
         .copy = no_two,
         .sum_squares = no_sum_squares,
         .adamw = no_adamw,
+        .cast = no_cast,
     };
 }

@@ -545,7 +545,7 @@ static void check_adamw(float clip, float decay, int threads) {
         double norm_sq = 0;
         for (int i = 0; i < ADAM_COUNT; i++) norm_sq += (double)g[i] * g[i];
         adamw_args args = {0.01f, 0.9f, 0.95f, 1e-8f, decay, step, clip, &norm_sq};
-        o.adamw(&o, s->w, s->m, s->v, g, ADAM_COUNT, args);
+        o.adamw(&o, s->w, s->m, s->v, g, NULL, ADAM_COUNT, args);
         double scale = clip > 0 ? fmin(1, clip / sqrt(norm_sq)) : 1, b1 = args.beta1, b2 = args.beta2, lr = args.lr;
         for (int i = 0; i < ADAM_COUNT; i++) {
             m[i] = b1 * m[i] + (1 - b1) * scale * g[i];
@@ -582,12 +582,16 @@ static void test_adamw_leaves_everything_when_the_norm_is_not_finite(void **stat
     static const double norms[] = {NAN, INFINITY};
     for (int i = 0; i < 2; i++) {
         adamw_args args = {0.01f, 0.9f, 0.95f, 1e-8f, 0.1f, 1, 1, &norms[i]};
-        o.adamw(&o, s.w, s.m, s.v, g, ADAM_COUNT, args);
+        o.adamw(&o, s.w, s.m, s.v, g, NULL, ADAM_COUNT, args);
         assert_memory_equal(&s, &before, sizeof s);
     }
     static const double fine = 1;
-    o.adamw(&o, s.w, s.m, s.v, g, ADAM_COUNT, (adamw_args){0.01f, 0.9f, 0.95f, 1e-8f, 0.1f, 1, 1, &fine});
+    float copy[ADAM_COUNT], cast[ADAM_COUNT];
+    o.adamw(&o, s.w, s.m, s.v, g, copy, ADAM_COUNT, (adamw_args){0.01f, 0.9f, 0.95f, 1e-8f, 0.1f, 1, 1, &fine});
     assert_memory_not_equal(&s, &before, sizeof s);
+    assert_memory_equal(copy, s.w, sizeof copy);
+    o.cast(&o, cast, s.w, ADAM_COUNT);
+    assert_memory_equal(cast, s.w, sizeof cast);
 }
 
 static const struct CMUnitTest tests[] = {

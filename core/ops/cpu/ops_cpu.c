@@ -62,8 +62,7 @@ static void cpu_matmul(ops *o, tensor y, tensor a, bool transpose_a, tensor b, b
 
 /* ---------------------------------------------------------------- RMSNorm */
 
-static void cpu_rmsnorm_forward(ops *o, tensor y, float *rstd, tensor x, const void *gain, float eps) {
-    const float *g = gain;
+static void cpu_rmsnorm_forward(ops *o, tensor y, float *rstd, tensor x, const float *g, float eps) {
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < x.rows; i++) {
         const float *in = row(x, i);
@@ -78,9 +77,8 @@ static void cpu_rmsnorm_forward(ops *o, tensor y, float *rstd, tensor x, const v
 }
 
 /* y_j = r x_j g_j with r = (mean x^2 + eps)^-1/2, so dx_j = r (g_j dy_j - x_j r^2 mean_k(g_k dy_k x_k)). */
-static void cpu_rmsnorm_backward(ops *o, tensor dx, bool accumulate, float *dgain, tensor dy, tensor x,
-                                 const void *gain, const float *rstd) {
-    const float *g = gain;
+static void cpu_rmsnorm_backward(ops *o, tensor dx, bool accumulate, float *dgain, tensor dy, tensor x, const float *g,
+                                 const float *rstd) {
 #pragma omp parallel
     {
 #pragma omp for schedule(static)
@@ -260,7 +258,12 @@ static void cpu_sum_squares(ops *o, double *out, const float *x, int64_t count) 
     for (int block = 0; block < SUM_BLOCKS; block++) *out += partial[block];
 }
 
-static void cpu_adamw(ops *o, float *weight, float *m, float *v, const float *gradient, int64_t count,
+/* Activations are fp32 here: the copy has the weights' own type. */
+static void cpu_cast(ops *o, void *out, const float *x, int64_t count) {
+    memcpy(out, x, (size_t)count * sizeof *x);
+}
+
+static void cpu_adamw(ops *o, float *weight, float *m, float *v, const float *gradient, void *copy, int64_t count,
                       adamw_args args) {
     double norm = sqrt(*args.norm_sq);
     if (!isfinite(norm)) return;
@@ -275,6 +278,7 @@ static void cpu_adamw(ops *o, float *weight, float *m, float *v, const float *gr
         v[i] = args.beta2 * v[i] + (1.0f - args.beta2) * g * g;
         weight[i] = keep * weight[i] - args.lr * (m[i] * correct1) / (sqrtf(v[i] * correct2) + args.eps);
     }
+    if (copy) cpu_cast(o, copy, weight, count);
 }
 
 const char *ops_cpu_blas(void) {
@@ -310,6 +314,7 @@ status ops_cpu(ops *out, int threads) {
         .copy = cpu_copy,
         .sum_squares = cpu_sum_squares,
         .adamw = cpu_adamw,
+        .cast = cpu_cast,
     };
     return STATUS_OK;
 }
