@@ -40,6 +40,9 @@ struct ops {
     double flops;        /* of matrix products so far: 2 m n k each */
     double gemm_seconds; /* time inside matrix products so far, on the calling thread */
 
+    void *context;         /* what the device's own files keep here: core/ops/cuda/context.h */
+    void (*close)(ops *o); /* frees context; NULL where there is none */
+
     /* memory */
     void *(*alloc)(ops *o, size_t bytes); /* zeroed; NULL when there is none */
     void (*release)(ops *o, void *data);
@@ -99,6 +102,14 @@ struct ops {
 /* The CPU table (OpenBLAS, OpenMP); threads > 0 are used for every operation. Sets the process's BLAS and OpenMP
  * threads. */
 status ops_cpu(ops *out, int threads);
+
+/* The table of NVIDIA GPU `device` (an index among those this process sees), of compute capability 8.0 or more: bf16
+ * activations with fp32 accumulation, or fp32 throughout (TF32 off). CONFIG, naming the reason, when there is none or
+ * the program was built without CUDA. The caller ends it with out->close. */
+status ops_cuda(ops *out, int device, bool fp32);
+
+/* GPUs that this process sees; 0 without a driver or built without CUDA. */
+int ops_cuda_devices(void);
 
 /* What the CPU table's products come from, for `bulkhead version`. */
 const char *ops_cpu_blas(void);

@@ -1,0 +1,33 @@
+/* What the CUDA table keeps in ops.context, for the CUDA files of other folders. C and C++. */
+#pragma once
+
+#include "core/ops/ops.h"
+
+#include <cublasLt.h>
+#include <cuda_runtime.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef struct cuda_context {
+    int device;
+    int sm_count;        /* multiprocessors */
+    bool fp32;           /* activations are fp32, products without TF32 */
+    cudaStream_t stream; /* every operation of the table is queued here */
+    cublasLtHandle_t blas;
+    void *workspace; /* of products */
+    size_t workspace_bytes;
+    struct cuda_plans *plans; /* product algorithms chosen so far, by shape (core/ops/cuda/matmul.c) */
+} cuda_context;
+
+static inline cuda_context *cuda_of(const ops *o) {
+    return (cuda_context *)o->context;
+}
+
+/* Keeps the first CUDA error as the table's first_error, with what it was about; true when code is cudaSuccess. */
+bool cuda_check(ops *o, cudaError_t code, const char *what);
+
+#ifdef __cplusplus
+}
+#endif
