@@ -36,7 +36,7 @@ static void mark_wait(comm_group *g) {
 void comm_all_reduce(comm_group *g, void *data, int64_t count, dtype type, comm_op op, const char *place, int layer) {
     static const char operation[] = "all-reduce";
     if (!begin(g, operation, count, place, layer)) return;
-    if (type != DTYPE_F32 && type != DTYPE_F64) {
+    if (type == DTYPE_BF16 && !g->backend->bf16_sums) {
         comm_group_fail(g, operation, "only fp32 and fp64 are reduced, since sums in bf16 lose gradients");
         return;
     }
@@ -68,4 +68,8 @@ void comm_broadcast_finish(comm_group *g) {
 void comm_close(comm_group *g) {
     if (g->backend) g->backend->close(g);
     g->backend = &comm_backend_self;
+}
+
+status comm_over_device(comm_group *out, MPI_Comm c, const ops *o) {
+    return o->context ? comm_over_nccl(out, c, o) : comm_over_mpi(out, c);
 }

@@ -4,6 +4,7 @@
  * Buffers are memory of the device that the group's backend serves. Results are the same bits on every rank. */
 #pragma once
 
+#include "core/ops/ops.h"
 #include "core/status.h"
 #include "core/tensor.h"
 
@@ -20,6 +21,7 @@ typedef struct comm_backend {
     void (*broadcast_start)(comm_group *g, void *data, int64_t count, dtype type, int root);
     void (*broadcast_finish)(comm_group *g);
     void (*close)(comm_group *g);
+    bool bf16_sums; /* adds bf16 with fp32 in between, as NCCL does within one host */
 } comm_backend;
 
 struct comm_group {
@@ -33,6 +35,7 @@ struct comm_group {
     const char *place; /* the operation that began last, and its layer (-1: none): what it names */
     int layer;
     struct comm_counter *counter; /* of the counting backend (comm/count.h) */
+    struct comm_nccl *nccl;       /* of the NCCL backend */
 };
 
 /* A group of one. */
@@ -40,6 +43,10 @@ void comm_self(comm_group *out);
 
 /* A group over a copy of communicator c (collective over c); one of size 1 becomes self. */
 status comm_over_mpi(comm_group *out, MPI_Comm c);
+
+/* The same for buffers of the device of o: over NCCL where that is a GPU, else over MPI. Collectives are queued behind
+ * what the table has queued. */
+status comm_over_device(comm_group *out, MPI_Comm c, const ops *o);
 
 /* Frees what the group holds; it may be closed twice. */
 void comm_close(comm_group *g);

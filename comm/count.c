@@ -19,6 +19,7 @@ static void count_broadcast_finish(comm_group *g) {}
 static void count_close(comm_group *g) {}
 
 static const comm_backend backend = {.name = "count",
+                                     .bf16_sums = true,
                                      .all_reduce = count_all_reduce,
                                      .broadcast_start = count_broadcast_start,
                                      .broadcast_finish = count_broadcast_finish,

@@ -156,16 +156,16 @@ status comm_roles_split(comm_roles *out, int tp, int dp, int diagnostics_ranks) 
     return result;
 }
 
-status comm_roles_groups(const comm_roles *r, comm_group *tp, comm_group *dp) {
+status comm_roles_groups(const comm_roles *r, const ops *device, comm_group *tp, comm_group *dp) {
     comm_self(tp);
     comm_self(dp);
     MPI_Comm along_tp = MPI_COMM_NULL, along_dp = MPI_COMM_NULL;
     TRY(comm_check(MPI_Comm_split(r->compute, r->dp_rank, r->tp_rank, &along_tp), "making the tensor-parallel groups"));
-    status result = comm_over_mpi(tp, along_tp);
+    status result = comm_over_device(tp, along_tp, device);
     MPI_Comm_free(&along_tp);
     TRY(result);
     TRY(comm_check(MPI_Comm_split(r->compute, r->tp_rank, r->dp_rank, &along_dp), "making the data-parallel groups"));
-    result = comm_over_mpi(dp, along_dp);
+    result = comm_over_device(dp, along_dp, device);
     MPI_Comm_free(&along_dp);
     return result;
 }

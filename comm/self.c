@@ -11,7 +11,8 @@ const comm_backend comm_backend_self = {.name = "self",
                                         .all_reduce = all_reduce,
                                         .broadcast_start = broadcast_start,
                                         .broadcast_finish = nothing,
-                                        .close = nothing};
+                                        .close = nothing,
+                                        .bf16_sums = true};
 
 void comm_self(comm_group *out) {
     *out = (comm_group){.backend = &comm_backend_self,

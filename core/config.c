@@ -736,8 +736,6 @@ static bool contains(const config_list *list, const char *word) {
 /* What a person may ask for and this version does not do yet; a line goes when its feature comes. */
 static status check_supported(const loader *l) {
     const config *c = l->config;
-    RULE(c->run.device == DEVICE_CUDA, run.device, "this version computes on the CPU only");
-    RULE(c->train.precision == PRECISION_BF16, train.precision, "bf16 is for GPUs; the CPU computes in fp32");
     RULE(c->train.recompute != RECOMPUTE_NONE, train.recompute, "this version keeps all activations (none)");
     RULE(c->data.document_mask, data.document_mask, "this version attends across document ends (false)");
     RULE(c->parallel.zero != 0, parallel.zero, "this version keeps the optimizer state on every rank (0)");

@@ -135,12 +135,12 @@ static status describe(model *m, const config *c, ops *o, const attn_core *core,
 }
 
 /* Runs one micro-batch over counting tables: what rank `rank` of tp needs. */
-static status measure(model *m, const config *c, const attn_core *core, int rank, int tp, int64_t batch,
-                      model_needs *needs) {
+static status measure(model *m, const config *c, dtype activation, const attn_core *core, int rank, int tp,
+                      int64_t batch, model_needs *needs) {
     ops o;
     comm_counter counter = {0};
     comm_group group;
-    ops_count(&o, DTYPE_F32);
+    ops_count(&o, activation);
     comm_count(&group, &counter, rank, tp);
     status s = describe(m, c, &o, core, &group, batch);
     if (s != STATUS_OK) return s;
@@ -159,13 +159,14 @@ static status measure(model *m, const config *c, const attn_core *core, int rank
     return STATUS_OK;
 }
 
-status model_describe(model *m, const config *c, const attn_core *core, int tp, int64_t batch, model_needs *needs) {
-    return measure(m, c, core, 0, tp, batch, needs);
+status model_describe(model *m, const config *c, dtype activation, const attn_core *core, int tp, int64_t batch,
+                      model_needs *needs) {
+    return measure(m, c, activation, core, 0, tp, batch, needs);
 }
 
 status model_create(model *m, const config *c, ops *o, const attn_core *core, comm_group *tp, int64_t batch) {
     model_needs needs;
-    status s = measure(m, c, core, tp->rank, tp->size, batch, &needs);
+    status s = measure(m, c, o->activation, core, tp->rank, tp->size, batch, &needs);
     model_free(m);
     if (s != STATUS_OK) return s;
     TRY(describe(m, c, o, core, tp, batch));

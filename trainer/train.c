@@ -11,6 +11,7 @@
 #include "core/log.h"
 #include "data/dataset.h"
 #include "diag/diag.h"
+#include "trainer/device.h"
 #include "trainer/optimizer.h"
 #include "trainer/run_folder.h"
 #include "trainer/schedule.h"
@@ -33,6 +34,7 @@ typedef struct trainer {
     config c;
     comm_roles roles;
     ops ops;
+    const attn_core *core;
     comm_group tp, dp;
     model model;
     dataset train, validation;
@@ -119,7 +121,7 @@ static status open_data(trainer *t) {
 static status prepare_compute(trainer *t) {
     resolve_threads(t);
     TRY(resolve_batch(t));
-    TRY(ops_cpu(&t->ops, (int)t->c.run.threads));
+    TRY(device_open(&t->ops, &t->core, &t->c, &t->roles));
     TRY(open_data(t));
     size_t tokens = (size_t)(t->micro_batch * t->c.model.context);
     t->input = malloc(tokens * sizeof *t->input);
@@ -129,8 +131,8 @@ static status prepare_compute(trainer *t) {
 }
 
 static status build_compute(trainer *t) {
-    TRY(comm_roles_groups(&t->roles, &t->tp, &t->dp));
-    TRY(model_create(&t->model, &t->c, &t->ops, &attn_core_cpu, &t->tp, t->micro_batch));
+    TRY(comm_roles_groups(&t->roles, &t->ops, &t->tp, &t->dp));
+    TRY(model_create(&t->model, &t->c, &t->ops, t->core, &t->tp, t->micro_batch));
     t->watches = t->c.diagnostics.ranks > 0;
     return t->watches ? snapshots_plan(&t->snapshots, &t->model, &t->c, &t->roles) : STATUS_OK;
 }
@@ -363,6 +365,7 @@ static void close_compute(trainer *t) {
     free(t->target);
     comm_close(&t->tp);
     comm_close(&t->dp);
+    device_close(&t->ops);
 }
 
 static void report(const trainer *t) {

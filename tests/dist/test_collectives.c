@@ -179,7 +179,7 @@ static void an_all_reduce_fits_into_a_broadcast(void **state) {
 static void the_first_error_is_kept(void **state) {
     comm_group g = open_world();
     float data[4] = {1, 2, 3, 4};
-    comm_all_reduce(&g, data, 2, DTYPE_BF16, COMM_SUM, "gradients", 5);
+    comm_all_reduce(&g, data, -2, DTYPE_F32, COMM_SUM, "gradients", 5);
     assert_int_equal(comm_status(&g), STATUS_INTERNAL);
     char rank[32];
     snprintf(rank, sizeof rank, "rank %d: all-reduce", world_rank());
@@ -205,6 +205,11 @@ static void wrong_arguments_are_errors(void **state) {
     comm_all_reduce(&g, data, -1, DTYPE_F32, COMM_SUM, "loss", -1);
     assert_int_equal(comm_status(&g), STATUS_INTERNAL);
     comm_close(&g);
+    /* Sums in bf16 lose gradients over MPI; alone there is nothing to add. */
+    g = open_world();
+    comm_all_reduce(&g, data, 2, DTYPE_BF16, COMM_SUM, "gradients", -1);
+    assert_int_equal(comm_status(&g), g.size > 1 ? STATUS_INTERNAL : STATUS_OK);
+    comm_close(&g);
     status_clear();
 }
 
@@ -214,7 +219,8 @@ static void two_groups_never_wait_for_each_other(void **state) {
     comm_roles r;
     check_status(comm_roles_split(&r, world_size() > 1 ? 2 : 1, 0, 0), STATUS_OK);
     comm_group tp, dp;
-    check_status(comm_roles_groups(&r, &tp, &dp), STATUS_OK);
+    static const ops cpu = {.name = "cpu"};
+    check_status(comm_roles_groups(&r, &cpu, &tp, &dp), STATUS_OK);
     float key[COUNT], data[COUNT];
     for (int step = 0; step < STEPS; step++) {
         int root = step % tp.size;

@@ -64,6 +64,12 @@ class BadInput(harness.RunTest):
             pass
         self.refused(IO, 2, config, "file/run", says=["file"])
 
+    def test_bf16_is_refused_on_a_cpu(self):
+        self.refused(CONFIG, 2, self.config(), "run", "run.device=cpu", "train.precision=bf16", says=["train.precision", "bf16"])
+
+    def test_a_gpu_that_is_not_there(self):
+        self.refused(CONFIG, 2, self.config(), "run", "run.device=cuda", says=["run.device: cpu"])
+
     def test_database_that_cannot_be_opened(self):
         """Whether a diagnostics rank keeps it or compute rank 0: every rank ends at once, and no folder stays."""
         for ranks, settings in ((3, ["parallel.tensor=2"]), (2, ["diagnostics.ranks=0"])):

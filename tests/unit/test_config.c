@@ -410,8 +410,6 @@ static void rules(void **state) {
 
 static void unsupported(void **state) {
     static const char *const asked[][3] = {
-        {"run", "device", "cuda"},
-        {"train", "precision", "bf16"},
         {"train", "recompute", "full"},
         {"data", "document_mask", "true"},
         {"parallel", "zero", "1"},

@@ -1,0 +1,32 @@
+#include "trainer/device.h"
+
+static status open_cpu(ops *o, const attn_core **core, const config *c) {
+    if (c->train.precision == PRECISION_BF16)
+        return status_fail(STATUS_CONFIG, "train.precision: bf16 is for GPUs; the CPU computes in fp32 (auto)");
+    *core = &attn_core_cpu;
+    return ops_cpu(o, (int)c->run.threads);
+}
+
+static status open_cuda(ops *o, const attn_core **core, const config *c, const comm_roles *roles, int devices) {
+    if (devices > 0 && roles->local_compute_ranks > devices)
+        return status_fail(
+            STATUS_CONFIG,
+            "%d compute ranks on host %s, but it shows %d GPU%s: start %d there (mpirun -n %d for one such "
+            "host), or set run.device: cpu",
+            roles->local_compute_ranks, roles->host, devices, devices == 1 ? "" : "s", devices,
+            devices + roles->diagnostics_ranks);
+    TRY(ops_cuda(o, roles->local_compute_rank, c->train.precision == PRECISION_FP32));
+    *core = attn_core_cuda();
+    return STATUS_OK;
+}
+
+status device_open(ops *o, const attn_core **core, const config *c, const comm_roles *roles) {
+    int devices = c->run.device == DEVICE_CPU ? 0 : ops_cuda_devices();
+    bool cuda = c->run.device == DEVICE_CUDA || (c->run.device == DEVICE_AUTO && devices > 0);
+    return cuda ? open_cuda(o, core, c, roles, devices) : open_cpu(o, core, c);
+}
+
+void device_close(ops *o) {
+    if (o->close) o->close(o);
+    *o = (ops){0};
+}
