@@ -33,7 +33,7 @@ static double step(model *m, comm_group *dp, const config *c, const int32_t *inp
     model_train(m, input, target, (float)(1.0 / (double)m->tokens));
     optimizer_reduce(m, dp);
     optimizer_norm(m);
-    optimizer_update(m, c, number, 1e-3);
+    optimizer_update(m, c, number, 1e-4); /* small: no warm-up, one batch */
     return model_take_loss(m) / (double)m->tokens;
 }
 
