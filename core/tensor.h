@@ -1,5 +1,5 @@
 /* A tensor is a view of a row-major matrix that somebody else owns: element (i, j) is at data[i * ld + j].
- * Vectors are one row. Views of column ranges of one buffer stand for the parts of a fused product. */
+ * Vectors are one row. Views of column ranges of one buffer stand for the parts of a fused product. C and C++. */
 #pragma once
 
 #include <assert.h>
@@ -19,7 +19,8 @@ typedef struct tensor {
 } tensor;
 
 static inline tensor tensor_make(void *data, dtype type, int64_t rows, int64_t cols) {
-    return (tensor){.data = data, .type = type, .rows = rows, .cols = cols, .ld = cols};
+    tensor t = {data, type, rows, cols, cols};
+    return t;
 }
 
 /* Columns [first, first + count) of t. */
@@ -40,5 +41,5 @@ static inline tensor tensor_rows(tensor t, int64_t first, int64_t count) {
 
 static inline float *tensor_f32(tensor t) {
     assert(t.type == DTYPE_F32);
-    return t.data;
+    return (float *)t.data;
 }
