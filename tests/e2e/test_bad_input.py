@@ -155,6 +155,7 @@ class Usage(harness.RunTest):
                                         "--set", "train.global_batch=6")
         self.assertEqual(code, 0, err)
         self.assertIn("mpirun -n 7", out)
+        self.assertIn("--set parallel.tensor=2 --set parallel.data=3 --set train.global_batch=6", out)
         self.assertEqual(sorted(os.listdir(self.dir)), ["config.yaml"])
 
 
