@@ -90,6 +90,6 @@ void plan_print(const plan *p, const config *c, const char *arguments) {
     printf("snapshots      %ld of %.2f MiB; database about %.1f MiB\n", (long)p->snapshots, mib(p->snapshot_bytes),
            mib(p->database_bytes));
     printf("\nlaunch with\n  mpirun -n %d --bind-to none bulkhead train %s\n", p->world, arguments);
-    printf("or in a Slurm job\n  sbatch --ntasks=%d --wrap 'srun --mpi=pmix bulkhead train %s'\n", p->world,
-           config_path);
+    printf("or in a Slurm job\n  sbatch --ntasks=%d --wrap \"srun --mpi=pmix bulkhead train %s\"\n", p->world,
+           arguments);
 }
