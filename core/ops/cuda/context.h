@@ -19,6 +19,8 @@ typedef struct cuda_context {
     void *workspace; /* of products */
     size_t workspace_bytes;
     struct cuda_plans *plans; /* product algorithms chosen so far, by shape (core/ops/cuda/matmul.c) */
+    void *scratch;            /* of reductions; a call's contents end with it */
+    size_t scratch_bytes;
 } cuda_context;
 
 static inline cuda_context *cuda_of(const ops *o) {

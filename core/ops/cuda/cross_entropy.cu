@@ -1,0 +1,106 @@
+/* Cross-entropy over logits [n, V], one block a row. The logits of a row stay where they are: the maximum, the sums and
+ * the gradient each read them once (between them the caller reduces over tensor-parallel ranks). */
+#include "core/ops/cuda/device.cuh"
+#include "core/ops/cuda/kernels.h"
+
+#include <math_constants.h>
+
+enum { CE_THREADS = 256, LOSS_THREADS = 1024 };
+
+template <typename T, int W>
+static __global__ void __launch_bounds__(CE_THREADS) ce_max(float *row_max, view<const T> logits, int valid) {
+    const T *z = logits.row(blockIdx.x);
+    float most = -CUDART_INF_F;
+#pragma unroll 4
+    for (int j = threadIdx.x * W; j < valid; j += CE_THREADS * W) {
+        float v[W];
+        load(v, z + j);
+#pragma unroll
+        for (int i = 0; i < W; i++)
+            if (j + i < valid) most = larger()(most, v[i]);
+    }
+    most = block_reduce<larger>(most);
+    if (threadIdx.x == 0) row_max[blockIdx.x] = most;
+}
+
+template <typename T, int W>
+static __global__ void __launch_bounds__(CE_THREADS)
+    ce_sums(float *sums, float *picked, view<const T> logits, int valid, const float *row_max, const int32_t *targets,
+            int64_t first) {
+    int64_t row = blockIdx.x;
+    const T *z = logits.row(row);
+    float most = row_max[row], total = 0;
+#pragma unroll 4
+    for (int j = threadIdx.x * W; j < valid; j += CE_THREADS * W) {
+        float v[W];
+        load(v, z + j);
+#pragma unroll
+        for (int i = 0; i < W; i++)
+            if (j + i < valid) total += expf(v[i] - most);
+    }
+    total = block_reduce<sum>(total);
+    if (threadIdx.x != 0) return;
+    int64_t target = targets[row] - first;
+    sums[row] = total;
+    picked[row] = target >= 0 && target < valid ? (float)z[target] : 0.0f;
+}
+
+static __global__ void __launch_bounds__(LOSS_THREADS)
+    ce_loss(double *loss, const float *sums, const float *picked, const float *row_max, int64_t n) {
+    double total = 0;
+    for (int64_t i = threadIdx.x; i < n; i += LOSS_THREADS) total += log((double)sums[i]) + row_max[i] - picked[i];
+    total = block_reduce<sum>(total);
+    if (threadIdx.x == 0) *loss += total;
+}
+
+template <typename T, int W>
+static __global__ void __launch_bounds__(CE_THREADS)
+    ce_backward(view<T> logits, int valid, int cols, const float *row_max, const float *sums, const int32_t *targets,
+                int64_t first, float scale) {
+    int64_t row = blockIdx.x, target = targets[row] - first;
+    T *z = logits.row(row);
+    float most = row_max[row], factor = scale / sums[row];
+#pragma unroll 2
+    for (int j = threadIdx.x * W; j < cols; j += CE_THREADS * W) {
+        float v[W];
+        load(v, z + j);
+#pragma unroll
+        for (int i = 0; i < W; i++) {
+            v[i] = j + i < valid ? expf(v[i] - most) * factor : 0.0f;
+            if (j + i == target && target < valid) v[i] -= scale;
+        }
+        store(z + j, v);
+    }
+}
+
+extern "C" cudaError_t launch_ce_max(float *row_max, tensor logits, int64_t valid, cudaStream_t stream) {
+    return dispatch(logits.type, logits.rows, wide(logits), [&](auto type, auto w) {
+        using T = decltype(type);
+        ce_max<T, w.value>
+            <<<(unsigned)logits.rows, CE_THREADS, 0, stream>>>(row_max, view_of<const T>(logits), (int)valid);
+    });
+}
+
+extern "C" cudaError_t launch_ce_sums(float *sums, float *picked, tensor logits, int64_t valid, const float *row_max,
+                                      const int32_t *targets, int64_t first, cudaStream_t stream) {
+    return dispatch(logits.type, logits.rows, wide(logits), [&](auto type, auto w) {
+        using T = decltype(type);
+        ce_sums<T, w.value><<<(unsigned)logits.rows, CE_THREADS, 0, stream>>>(sums, picked, view_of<const T>(logits),
+                                                                              (int)valid, row_max, targets, first);
+    });
+}
+
+extern "C" cudaError_t launch_ce_loss(double *loss, const float *sums, const float *picked, const float *row_max,
+                                      int64_t n, cudaStream_t stream) {
+    ce_loss<<<1, LOSS_THREADS, 0, stream>>>(loss, sums, picked, row_max, n);
+    return cudaGetLastError();
+}
+
+extern "C" cudaError_t launch_ce_backward(tensor logits, int64_t valid, const float *row_max, const float *sums,
+                                          const int32_t *targets, int64_t first, float scale, cudaStream_t stream) {
+    return dispatch(logits.type, logits.rows, wide(logits), [&](auto type, auto w) {
+        using T = decltype(type);
+        ce_backward<T, w.value><<<(unsigned)logits.rows, CE_THREADS, 0, stream>>>(
+            view_of<T>(logits), (int)valid, (int)logits.cols, row_max, sums, targets, first, scale);
+    });
+}
