@@ -15,7 +15,7 @@ static channel_message make(const snapshot_piece *pieces, int count, int sender)
     for (int p = 0; p < count; p++)
         for (int64_t i = 0; i < pieces[p].n_rows; i++)
             for (int64_t j = 0; j < pieces[p].n_cols; j++)
-                *v++ = (float)(1000 * (pieces[p].row + i) + pieces[p].col + j);
+                *v++ = (float)(1000 * ((double)pieces[p].row + (double)i) + (double)pieces[p].col + (double)j);
     assert_ptr_equal(v, (char *)m.data + m.bytes);
     return m;
 }
