@@ -1,0 +1,666 @@
+/* The CUDA table against the CPU table, fp32 and bf16, on the same random inputs (rounded to bf16 for both where the
+ * GPU's are): odd shapes, column views, unaligned views, poisoned outputs, and the same bits when a call is repeated.
+ *
+ * fp32 results may differ by the order of sums and the last bits of exp; bf16 results also by their own rounding, half
+ * of 2^-8. Differences are measured against the element plus the root mean square of all, since sums cancel. */
+#include "core/ops/ops.h"
+#include "inputs.h"
+
+static const double FP32_TOLERANCE = 1e-5, BF16_TOLERANCE = 0x1p-8;
+
+typedef struct tables {
+    ops cpu, gpu;
+} tables;
+
+/* False, and the test is marked as skipped, where there is no device. */
+static void open_tables(tables *t, bool fp32) {
+    if (ops_cuda_devices() == 0) {
+        print_message("skipped: no NVIDIA GPU on this machine\n");
+        skip();
+    }
+    check_status(ops_cpu(&t->cpu, 2), STATUS_OK);
+    check_status(ops_cuda(&t->gpu, 0, fp32), STATUS_OK);
+}
+
+static void close_tables(tables *t) {
+    check_status(ops_status(&t->gpu), STATUS_OK);
+    t->gpu.close(&t->gpu);
+}
+
+/* With BULKHEAD_TEST_SMALL set, for a run under compute-sanitizer, larger cases are left out. */
+static bool left_out(int64_t elements) {
+    enum { SMALL_ELEMENTS = 80000 };
+    return getenv("BULKHEAD_TEST_SMALL") && elements > SMALL_ELEMENTS;
+}
+
+/* ---------------------------------------------------------------- bf16 on the host */
+
+static uint16_t to_bf16(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    if (isnan(x)) return 0x7fff;
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+static float from_bf16(uint16_t x) {
+    uint32_t bits = (uint32_t)x << 16;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+/* ---------------------------------------------------------------- a matrix on both devices */
+
+/* Rows of ld elements, `first` elements before the matrix and a row after it; what lies around it is NaN. */
+typedef struct matrix {
+    tables *on;
+    tensor cpu, gpu; /* views of the blocks */
+    float *cpu_block;
+    char *gpu_block, *earlier;
+    int64_t first, count; /* elements of a block */
+} matrix;
+
+static void push(matrix *m) {
+    if (m->gpu.type == DTYPE_F32) {
+        m->on->gpu.upload(&m->on->gpu, m->gpu_block, m->cpu_block, (size_t)m->count * sizeof(float));
+        return;
+    }
+    uint16_t *rounded = malloc((size_t)m->count * sizeof *rounded);
+    assert_non_null(rounded);
+    for (int64_t i = 0; i < m->count; i++) {
+        rounded[i] = to_bf16(m->cpu_block[i]);
+        m->cpu_block[i] = from_bf16(rounded[i]);
+    }
+    m->on->gpu.upload(&m->on->gpu, m->gpu_block, rounded, (size_t)m->count * sizeof *rounded);
+    m->on->gpu.sync(&m->on->gpu);
+    free(rounded);
+}
+
+/* Random values of N(0, scale^2); scale 0: NaN, an output that must be written everywhere. */
+static void fill(matrix *m, double scale) {
+    for (int64_t i = 0; i < m->count; i++) m->cpu_block[i] = NAN;
+    for (int64_t i = 0; scale != 0 && i < m->cpu.rows; i++)
+        inputs_normal(tensor_f32(m->cpu) + i * m->cpu.ld, m->cpu.cols, scale);
+    push(m);
+}
+
+static matrix matrix_at(tables *on, dtype type, int64_t rows, int64_t cols, int64_t ld, int64_t first, double scale) {
+    matrix m = {.on = on, .first = first, .count = first + (rows + 1) * ld};
+    size_t size = dtype_bytes(type);
+    m.cpu_block = malloc((size_t)m.count * sizeof(float));
+    m.gpu_block = on->gpu.alloc(&on->gpu, (size_t)m.count * size);
+    assert_non_null(m.cpu_block);
+    assert_non_null(m.gpu_block);
+    m.cpu = (tensor){m.cpu_block + first, DTYPE_F32, rows, cols, ld};
+    m.gpu = (tensor){m.gpu_block + (size_t)first * size, type, rows, cols, ld};
+    fill(&m, scale);
+    return m;
+}
+
+/* How the matrices of a case lie: dense; a column view whose rows stay on 16 bytes; one where nothing does. */
+typedef enum layout { DENSE, COLUMNS, UNALIGNED, LAYOUTS } layout;
+
+static matrix matrix_new(tables *on, dtype type, layout how, int64_t rows, int64_t cols, double scale) {
+    int64_t first = how == DENSE ? 0 : how == COLUMNS ? 16 : 3;
+    int64_t ld = how == DENSE ? cols : how == COLUMNS ? (cols + 15) / 8 * 8 + 24 : cols + 5;
+    return matrix_at(on, type, rows, cols, ld, first, scale);
+}
+
+static void matrix_free(matrix *m) {
+    free(m->cpu_block);
+    free(m->earlier);
+    m->on->gpu.release(&m->on->gpu, m->gpu_block);
+}
+
+/* The GPU's block as floats; also holds it against the earlier one, if there is one: the same bits. */
+static float *pull(matrix *m, const char *what) {
+    size_t bytes = (size_t)m->count * dtype_bytes(m->gpu.type);
+    char *raw = malloc(bytes);
+    float *values = malloc((size_t)m->count * sizeof *values);
+    assert_non_null(raw);
+    assert_non_null(values);
+    m->on->gpu.download(&m->on->gpu, raw, m->gpu_block, bytes);
+    if (ops_status(&m->on->gpu) != STATUS_OK) fail_msg("%s: %s", what, status_message());
+    for (int64_t i = 0; i < m->count; i++)
+        if (m->gpu.type == DTYPE_F32)
+            values[i] = ((float *)raw)[i];
+        else
+            values[i] = from_bf16(((uint16_t *)raw)[i]);
+    if (m->earlier && memcmp(m->earlier, raw, bytes) != 0) fail_msg("%s: other bits when repeated", what);
+    free(m->earlier);
+    m->earlier = raw;
+    return values;
+}
+
+/* Both devices' matrices agree, and around the GPU's nothing was written. */
+static void check_same(matrix *m, const char *what) {
+    float *got = pull(m, what);
+    double squares = 0, tolerance = m->gpu.type == DTYPE_F32 ? FP32_TOLERANCE : BF16_TOLERANCE;
+    int64_t rows = m->cpu.rows, cols = m->cpu.cols, ld = m->cpu.ld;
+    for (int64_t i = 0; i < rows; i++)
+        for (int64_t j = 0; j < cols; j++) squares += pow(tensor_f32(m->cpu)[i * ld + j], 2);
+    double typical = sqrt(squares / (double)(rows * cols));
+    for (int64_t k = 0; k < m->count; k++) {
+        int64_t i = (k - m->first) / ld, j = (k - m->first) % ld;
+        bool inside = k >= m->first && i < rows && j < cols;
+        if (!inside && !isnan(got[k]))
+            fail_msg("%s [%ld, %ld]: written outside, block element %ld = %g", what, (long)rows, (long)cols, (long)k,
+                     (double)got[k]);
+        if (!inside) continue;
+        double want = m->cpu_block[k], off = fabs((double)got[k] - want);
+        if (!(off <= tolerance * fabs(want) + FP32_TOLERANCE * typical))
+            fail_msg("%s [%ld, %ld] %s at (%ld, %ld): %.9g, CPU %.9g, off by %.3g, rms %.3g", what, (long)rows,
+                     (long)cols, m->gpu.type == DTYPE_F32 ? "fp32" : "bf16", (long)i, (long)j, (double)got[k], want,
+                     off, typical);
+    }
+    free(got);
+}
+
+static int32_t *device_ints(tables *t, const int32_t *host, int64_t count) {
+    int32_t *device = t->gpu.alloc(&t->gpu, (size_t)count * sizeof *host);
+    assert_non_null(device);
+    t->gpu.upload(&t->gpu, device, host, (size_t)count * sizeof *host);
+    return device;
+}
+
+static dtype activation(const tables *t) {
+    return t->gpu.activation;
+}
+
+/* ---------------------------------------------------------------- the table and its memory */
+
+static void test_a_bad_index_is_refused_with_the_number_of_gpus(void **state) {
+    tables t;
+    open_tables(&t, true);
+    ops none;
+    status_clear();
+    check_status(ops_cuda(&none, ops_cuda_devices(), true), STATUS_CONFIG);
+    assert_non_null(strstr(status_message(), "this process sees"));
+    status_clear();
+    check_status(ops_cuda(&none, -1, true), STATUS_CONFIG);
+    status_clear();
+    close_tables(&t);
+}
+
+static void test_memory(void **state) {
+    tables t;
+    open_tables(&t, false);
+    ops *o = &t.gpu;
+    float in[5] = {1, 2, 3, 4, 5}, out[5] = {9, 9, 9, 9, 9};
+    float *device = o->alloc(o, sizeof in);
+    assert_non_null(device);
+    o->download(o, out, device, sizeof out);
+    for (int i = 0; i < 5; i++) check_near(out[i], 0, 0);
+    o->upload(o, device, in, sizeof in);
+    o->zero(o, device, 2 * sizeof *device);
+    o->sync(o);
+    o->download(o, out, device, sizeof out);
+    for (int i = 0; i < 5; i++) check_near(out[i], i < 2 ? 0 : in[i], 0);
+    o->release(o, device);
+    assert_null(o->alloc(o, (size_t)1 << 45)); /* no GPU has it; and the table goes on */
+    check_status(ops_status(o), STATUS_OK);
+    void *again = o->alloc(o, 1 << 20);
+    assert_non_null(again);
+    o->release(o, again);
+    close_tables(&t);
+}
+
+static void test_the_first_error_is_kept(void **state) {
+    tables t;
+    open_tables(&t, true);
+    float host = 0;
+    t.gpu.download(&t.gpu, &host, NULL, sizeof host);
+    check_status(ops_status(&t.gpu), STATUS_INTERNAL);
+    assert_non_null(strstr(status_message(), "GPU 0: download"));
+    status_clear();
+    t.gpu.close(&t.gpu);
+}
+
+/* ---------------------------------------------------------------- products */
+
+static void check_product(tables *t, int64_t m, int64_t n, int64_t k, int flags, float beta, bool fp32_result,
+                          layout how) {
+    if (left_out(m * n + m * k + n * k)) return;
+    bool ta = flags & 1, tb = flags & 2;
+    dtype type = activation(t);
+    matrix a = matrix_new(t, type, how, ta ? k : m, ta ? m : k, 1);
+    matrix b = matrix_new(t, type, how, tb ? n : k, tb ? k : n, 1);
+    matrix y = matrix_new(t, fp32_result ? DTYPE_F32 : type, how, m, n, beta == 0 ? 0 : 1);
+    char what[96];
+    snprintf(what, sizeof what, "matmul k %ld %s%s beta %g layout %d", (long)k, ta ? "T" : "N", tb ? "T" : "N",
+             (double)beta, how);
+    t->gpu.matmul(&t->gpu, y.gpu, a.gpu, ta, b.gpu, tb, beta);
+    t->cpu.matmul(&t->cpu, y.cpu, a.cpu, ta, b.cpu, tb, beta);
+    check_same(&y, what);
+    matrix *all[] = {&a, &b, &y};
+    for (int i = 0; i < 3; i++) matrix_free(all[i]);
+}
+
+static void check_products(bool fp32) {
+    static const int64_t shapes[][3] = {{1, 1, 1},     {7, 5, 3},       {1, 72, 768},     {3, 768, 72},
+                                        {130, 72, 61}, {1000, 200, 72}, {257, 509, 2048}, {1000, 768, 768}};
+    tables t;
+    open_tables(&t, fp32);
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
+        for (int flags = 0; flags < 4; flags++)
+            for (int how = 0; how < LAYOUTS; how++)
+                for (int kind = 0; kind < 4; kind++)
+                    check_product(&t, shapes[s][0], shapes[s][1], shapes[s][2], flags, kind % 2 ? 1 : 0, kind / 2,
+                                  (layout)how);
+    assert_true(t.gpu.flops > 0);
+    close_tables(&t);
+}
+
+static void test_matmul_fp32(void **state) {
+    check_products(true);
+}
+static void test_matmul_bf16(void **state) {
+    check_products(false);
+}
+
+/* 1 + 2^-11 is lost in TF32 (10 bits of mantissa) and kept in fp32. */
+static void test_fp32_products_are_not_tf32(void **state) {
+    enum { N = 256 };
+    tables t;
+    open_tables(&t, true);
+    matrix a = matrix_new(&t, DTYPE_F32, DENSE, N, N, 0), b = matrix_new(&t, DTYPE_F32, DENSE, N, N, 0);
+    matrix y = matrix_new(&t, DTYPE_F32, DENSE, N, N, 0);
+    for (int i = 0; i < N * N; i++) {
+        a.cpu_block[i] = 1 + 0x1p-12f;
+        b.cpu_block[i] = 1;
+    }
+    push(&a);
+    push(&b);
+    t.gpu.matmul(&t.gpu, y.gpu, a.gpu, false, b.gpu, true, 0);
+    float *got = pull(&y, "matmul");
+    check_near(got[0], N * (1 + 0x1p-12), 1e-6 * N);
+    free(got);
+    matrix *all[] = {&a, &b, &y};
+    for (int i = 0; i < 3; i++) matrix_free(all[i]);
+    close_tables(&t);
+}
+
+/* ---------------------------------------------------------------- RMSNorm */
+
+static void check_rmsnorm(tables *t, layout how, int64_t n, int64_t d) {
+    if (left_out(n * d)) return;
+    dtype type = activation(t);
+    matrix x = matrix_new(t, type, how, n, d, 1.5), dy = matrix_new(t, type, how, n, d, 1);
+    matrix y = matrix_new(t, type, how, n, d, 0), dx = matrix_new(t, type, how, n, d, 0);
+    matrix gain = matrix_at(t, DTYPE_F32, 1, d, d, how == UNALIGNED, 1), rstd = matrix_at(t, DTYPE_F32, 1, n, n, 0, 0);
+    matrix dgain = matrix_at(t, DTYPE_F32, 1, d, d, how == UNALIGNED, 1);
+    for (int accumulate = 0; accumulate < 2; accumulate++) {
+        fill(&y, 0);
+        fill(&rstd, 0);
+        fill(&dx, accumulate);
+        t->gpu.rmsnorm_forward(&t->gpu, y.gpu, rstd.gpu.data, x.gpu, gain.gpu.data, 1e-5f);
+        t->cpu.rmsnorm_forward(&t->cpu, y.cpu, rstd.cpu.data, x.cpu, gain.cpu.data, 1e-5f);
+        t->gpu.rmsnorm_backward(&t->gpu, dx.gpu, accumulate, dgain.gpu.data, dy.gpu, x.gpu, gain.gpu.data,
+                                rstd.gpu.data);
+        t->cpu.rmsnorm_backward(&t->cpu, dx.cpu, accumulate, dgain.cpu.data, dy.cpu, x.cpu, gain.cpu.data,
+                                rstd.cpu.data);
+        check_same(&y, "rmsnorm y");
+        check_same(&rstd, "rmsnorm rstd");
+        check_same(&dx, "rmsnorm dx");
+        check_same(&dgain, "rmsnorm dgain");
+        free(dx.earlier); /* the second time adds */
+        free(dgain.earlier);
+        dx.earlier = dgain.earlier = NULL;
+    }
+    for (int again = 0; again < 3; again++) {
+        push(&dgain);
+        t->gpu.rmsnorm_backward(&t->gpu, dx.gpu, false, dgain.gpu.data, dy.gpu, x.gpu, gain.gpu.data, rstd.gpu.data);
+        free(pull(&dx, "rmsnorm dx"));
+        free(pull(&dgain, "rmsnorm dgain"));
+    }
+    matrix *all[] = {&x, &dy, &y, &dx, &gain, &rstd, &dgain};
+    for (int i = 0; i < 7; i++) matrix_free(all[i]);
+}
+
+static void test_rmsnorm(void **state) {
+    static const int64_t rows[] = {1, 3, 1000}, widths[] = {9, 72, 768, 2048};
+    for (int fp32 = 0; fp32 < 2; fp32++) {
+        tables t;
+        open_tables(&t, fp32);
+        for (int how = 0; how < LAYOUTS; how++)
+            for (int r = 0; r < 3; r++)
+                for (int d = 0; d < 4; d++) check_rmsnorm(&t, (layout)how, rows[r], widths[d]);
+        check_rmsnorm(&t, DENSE, 5000, 256); /* more rows than all blocks take at once */
+        check_rmsnorm(&t, DENSE, 9, 20001);  /* fewer warps a block */
+        close_tables(&t);
+    }
+}
+
+/* ---------------------------------------------------------------- rotary */
+
+static void check_rope(tables *t, layout how, int64_t rows, int heads, int64_t stride, int64_t first, int dim,
+                       int64_t context) {
+    if (left_out(rows * heads * stride)) return;
+    matrix x = matrix_new(t, activation(t), how, rows, heads * stride, 1);
+    matrix angles = matrix_new(t, DTYPE_F32, DENSE, context, dim, 0);
+    for (int64_t i = 0; i < context; i++)
+        for (int j = 0; j < dim / 2; j++) {
+            double angle = (double)i * pow(10000, -2.0 * j / dim);
+            angles.cpu_block[i * dim + j] = (float)cos(angle);
+            angles.cpu_block[i * dim + dim / 2 + j] = (float)sin(angle);
+        }
+    push(&angles);
+    for (int inverse = 0; inverse < 2; inverse++) {
+        push(&x);
+        rope_args args = {heads, stride, first, dim, context, angles.gpu.data, inverse};
+        t->gpu.rope(&t->gpu, x.gpu, args);
+        args.table = angles.cpu.data;
+        t->cpu.rope(&t->cpu, x.cpu, args);
+        check_same(&x, inverse ? "rope inverse" : "rope");
+        free(x.earlier);
+        x.earlier = NULL;
+    }
+    matrix_free(&x);
+    matrix_free(&angles);
+}
+
+static void test_rope(void **state) {
+    for (int fp32 = 0; fp32 < 2; fp32++) {
+        tables t;
+        open_tables(&t, fp32);
+        for (int how = 0; how < LAYOUTS; how++) {
+            check_rope(&t, (layout)how, 1, 1, 2, 0, 2, 1);
+            check_rope(&t, (layout)how, 1000, 12, 64, 0, 64, 250);
+            check_rope(&t, (layout)how, 1000, 12, 96, 64, 32, 500); /* [nope | rotary] */
+            check_rope(&t, (layout)how, 33, 2, 13, 5, 6, 11);
+            check_rope(&t, (layout)how, 1000, 1, 32, 0, 32, 1000); /* the shared key */
+        }
+        close_tables(&t);
+    }
+}
+
+/* ---------------------------------------------------------------- SwiGLU and sums */
+
+static void check_swiglu(tables *t, layout how, int64_t n, int64_t f, double scale) {
+    if (left_out(n * f)) return;
+    dtype type = activation(t);
+    matrix in = matrix_new(t, type, how, n, 2 * f, scale), dh = matrix_new(t, type, how, n, f, 1);
+    matrix h = matrix_new(t, type, how, n, f, 0), din = matrix_new(t, type, how, n, 2 * f, 0);
+    for (int again = 0; again < 2; again++) {
+        t->gpu.swiglu_forward(&t->gpu, h.gpu, in.gpu);
+        t->gpu.swiglu_backward(&t->gpu, din.gpu, dh.gpu, in.gpu);
+        t->cpu.swiglu_forward(&t->cpu, h.cpu, in.cpu);
+        t->cpu.swiglu_backward(&t->cpu, din.cpu, dh.cpu, in.cpu);
+        check_same(&h, "swiglu h");
+        check_same(&din, "swiglu dgate_up");
+    }
+    matrix *all[] = {&in, &dh, &h, &din};
+    for (int i = 0; i < 4; i++) matrix_free(all[i]);
+}
+
+static void check_add_and_copy(tables *t, layout how, int64_t n, int64_t d) {
+    if (left_out(n * d)) return;
+    dtype type = activation(t);
+    matrix a = matrix_new(t, type, how, n, d, 1), b = matrix_new(t, type, DENSE, n, d, 1);
+    matrix y = matrix_new(t, type, how, n, d, 0), z = matrix_new(t, type, DENSE, n, d, 0);
+    t->gpu.add(&t->gpu, y.gpu, a.gpu, b.gpu);
+    t->cpu.add(&t->cpu, y.cpu, a.cpu, b.cpu);
+    check_same(&y, "add");
+    t->gpu.copy(&t->gpu, z.gpu, a.gpu);
+    t->cpu.copy(&t->cpu, z.cpu, a.cpu);
+    check_same(&z, "copy");
+    t->gpu.add(&t->gpu, a.gpu, a.gpu, b.gpu);
+    t->cpu.add(&t->cpu, a.cpu, a.cpu, b.cpu);
+    check_same(&a, "add in place");
+    t->gpu.add(&t->gpu, b.gpu, z.gpu, b.gpu);
+    t->cpu.add(&t->cpu, b.cpu, z.cpu, b.cpu);
+    check_same(&b, "add in place, second");
+    matrix *all[] = {&a, &b, &y, &z};
+    for (int i = 0; i < 4; i++) matrix_free(all[i]);
+}
+
+static void test_swiglu_add_and_copy(void **state) {
+    static const int64_t rows[] = {1, 3, 1000}, widths[] = {200, 2048, 5461};
+    for (int fp32 = 0; fp32 < 2; fp32++) {
+        tables t;
+        open_tables(&t, fp32);
+        for (int how = 0; how < LAYOUTS; how++)
+            for (int r = 0; r < 3; r++)
+                for (int f = 0; f < 3; f++) {
+                    check_swiglu(&t, (layout)how, rows[r], widths[f], 2);
+                    check_add_and_copy(&t, (layout)how, rows[r], widths[f]);
+                }
+        check_swiglu(&t, DENSE, 5, 16, 60); /* exp of the gate leaves fp32 */
+        close_tables(&t);
+    }
+}
+
+/* ---------------------------------------------------------------- embedding */
+
+/* spread: of how many different tokens, beginning before the first row here and ending after the last. */
+static void check_embedding(tables *t, layout how, int64_t n, int64_t d, int64_t vocab, int64_t first, int64_t spread) {
+    if (left_out(n * d + vocab * d)) return;
+    dtype type = activation(t);
+    matrix table = matrix_new(t, type, how, vocab, d, 1), x = matrix_new(t, type, how, n, d, 0);
+    matrix dx = matrix_new(t, type, how, n, d, 1), dtable = matrix_new(t, DTYPE_F32, how, vocab, d, 1);
+    int32_t *tokens = malloc((size_t)n * sizeof *tokens);
+    assert_non_null(tokens);
+    for (int64_t i = 0; i < n; i++) {
+        int64_t a = inputs_below(spread), b = inputs_below(spread); /* low numbers often, as in a text */
+        tokens[i] = (int32_t)(a * b / spread + (first > 1 ? first - 2 : 0));
+    }
+    int32_t *device = device_ints(t, tokens, n);
+    t->gpu.embedding_forward(&t->gpu, x.gpu, table.gpu, device, first);
+    t->cpu.embedding_forward(&t->cpu, x.cpu, table.cpu, tokens, first);
+    check_same(&x, "embedding");
+    for (int again = 0; again < 2; again++) {
+        matrix was = dtable;
+        was.gpu_block = t->gpu.alloc(&t->gpu, (size_t)dtable.count * sizeof(float));
+        assert_non_null(was.gpu_block);
+        was.gpu.data = was.gpu_block + (size_t)was.first * sizeof(float);
+        push(&was);
+        t->gpu.embedding_backward(&t->gpu, was.gpu, dx.gpu, device, first);
+        free(pull(&was, "embedding dtable"));
+        dtable.earlier = was.earlier;
+        t->gpu.release(&t->gpu, was.gpu_block);
+    }
+    t->gpu.embedding_backward(&t->gpu, dtable.gpu, dx.gpu, device, first);
+    t->cpu.embedding_backward(&t->cpu, dtable.cpu, dx.cpu, tokens, first);
+    check_same(&dtable, "embedding dtable");
+    t->gpu.release(&t->gpu, device);
+    free(tokens);
+    matrix *all[] = {&table, &x, &dx, &dtable};
+    for (int i = 0; i < 4; i++) matrix_free(all[i]);
+}
+
+static void test_embedding(void **state) {
+    for (int fp32 = 0; fp32 < 2; fp32++) {
+        tables t;
+        open_tables(&t, fp32);
+        for (int how = 0; how < LAYOUTS; how++) {
+            check_embedding(&t, (layout)how, 1, 72, 1, 0, 1);
+            check_embedding(&t, (layout)how, 3, 72, 7, 0, 9);
+            check_embedding(&t, (layout)how, 1000, 768, 1, 0, 1);      /* one word: one run over all chunks */
+            check_embedding(&t, (layout)how, 1000, 72, 509, 300, 600); /* some on other ranks, before and after */
+            check_embedding(&t, (layout)how, 1000, 2048, 40, 0, 40);
+            check_embedding(&t, (layout)how, 97, 100, 5, 0, 4);
+        }
+        check_embedding(&t, DENSE, 4000, 768, 32000, 0, 32000);
+        check_embedding(&t, DENSE, 70000, 16, 509, 0, 509); /* more than are sorted at once */
+        close_tables(&t);
+    }
+}
+
+/* ---------------------------------------------------------------- cross-entropy */
+
+static void check_cross_entropy(tables *t, layout how, int64_t n, int64_t vocab, int64_t padding, int64_t first,
+                                double scale) {
+    if (left_out(n * vocab)) return;
+    matrix z = matrix_new(t, activation(t), how, n, vocab + padding, scale);
+    matrix most = matrix_at(t, DTYPE_F32, 1, n, n, 0, 0), sums = matrix_at(t, DTYPE_F32, 1, n, n, 0, 0);
+    matrix picked = matrix_at(t, DTYPE_F32, 1, n, n, 0, 0);
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = vocab; j < vocab + padding; j++) tensor_f32(z.cpu)[i * z.cpu.ld + j] = NAN;
+    push(&z);
+    int32_t *targets = malloc((size_t)n * sizeof *targets);
+    assert_non_null(targets);
+    for (int64_t i = 0; i < n; i++) targets[i] = (int32_t)inputs_below(vocab + 2 * first);
+    targets[0] = (int32_t)(first + vocab - 1);
+    int32_t *device = device_ints(t, targets, n);
+    double losses[2], cpu_loss = 0.25, *loss = t->gpu.alloc(&t->gpu, sizeof *loss);
+    assert_non_null(loss);
+    for (int again = 0; again < 2; again++) {
+        static const double start = 0.25; /* adds */
+        t->gpu.upload(&t->gpu, loss, &start, sizeof start);
+        t->gpu.ce_max(&t->gpu, most.gpu.data, z.gpu, vocab);
+        t->gpu.ce_sums(&t->gpu, sums.gpu.data, picked.gpu.data, z.gpu, vocab, most.gpu.data, device, first);
+        t->gpu.ce_loss(&t->gpu, loss, sums.gpu.data, picked.gpu.data, most.gpu.data, n);
+        t->gpu.download(&t->gpu, &losses[again], loss, sizeof *loss);
+    }
+    assert_memory_equal(&losses[0], &losses[1], sizeof losses[0]);
+    t->cpu.ce_max(&t->cpu, most.cpu.data, z.cpu, vocab);
+    t->cpu.ce_sums(&t->cpu, sums.cpu.data, picked.cpu.data, z.cpu, vocab, most.cpu.data, targets, first);
+    t->cpu.ce_loss(&t->cpu, &cpu_loss, sums.cpu.data, picked.cpu.data, most.cpu.data, n);
+    check_same(&most, "ce_max");
+    check_same(&sums, "ce_sums");
+    check_same(&picked, "ce picked");
+    check_near(losses[0], cpu_loss, FP32_TOLERANCE * (double)n);
+    float by = 1.0f / (float)n;
+    t->gpu.ce_backward(&t->gpu, z.gpu, vocab, most.gpu.data, sums.gpu.data, device, first, by);
+    t->cpu.ce_backward(&t->cpu, z.cpu, vocab, most.cpu.data, sums.cpu.data, targets, first, by);
+    check_same(&z, "ce_backward");
+    t->gpu.release(&t->gpu, device);
+    t->gpu.release(&t->gpu, loss);
+    free(targets);
+    matrix *all[] = {&z, &most, &sums, &picked};
+    for (int i = 0; i < 4; i++) matrix_free(all[i]);
+}
+
+static void test_cross_entropy(void **state) {
+    for (int fp32 = 0; fp32 < 2; fp32++) {
+        tables t;
+        open_tables(&t, fp32);
+        for (int how = 0; how < LAYOUTS; how++) {
+            check_cross_entropy(&t, (layout)how, 1, 1, 0, 0, 1);
+            check_cross_entropy(&t, (layout)how, 3, 509, 0, 0, 3);
+            check_cross_entropy(&t, (layout)how, 3, 509, 3, 100, 3); /* padded; targets on other ranks */
+            check_cross_entropy(&t, (layout)how, 1000, 509, 67, 0, 3);
+            check_cross_entropy(&t, (layout)how, 30, 32000, 0, 0, 3);
+            check_cross_entropy(&t, (layout)how, 5, 16, 0, 0, 200); /* exp without the maximum would overflow */
+        }
+        close_tables(&t);
+    }
+}
+
+static void test_a_nan_anywhere_shows_in_the_loss(void **state) {
+    enum { V = 4000 };
+    tables t;
+    open_tables(&t, false);
+    matrix z = matrix_new(&t, activation(&t), DENSE, 1, V, 1), most = matrix_at(&t, DTYPE_F32, 1, 1, 1, 0, 0);
+    float *values = malloc(V * sizeof *values);
+    assert_non_null(values);
+    memcpy(values, z.cpu_block, V * sizeof *values);
+    for (int j = 0; j < V; j += 571) {
+        memcpy(z.cpu_block, values, V * sizeof *values);
+        z.cpu_block[j] = NAN;
+        push(&z);
+        t.gpu.ce_max(&t.gpu, most.gpu.data, z.gpu, V);
+        float *got = pull(&most, "ce_max");
+        assert_true(isnan(got[0]));
+        free(got);
+        free(most.earlier);
+        most.earlier = NULL;
+    }
+    free(values);
+    matrix_free(&z);
+    matrix_free(&most);
+    close_tables(&t);
+}
+
+/* ---------------------------------------------------------------- optimizer */
+
+static void test_sum_squares(void **state) {
+    static const int64_t counts[] = {0, 1, 3, 4, 5, 4095, 4097, 1000003, 5000000};
+    tables t;
+    open_tables(&t, false);
+    double *out = t.gpu.alloc(&t.gpu, sizeof *out);
+    assert_non_null(out);
+    for (size_t c = 0; c < sizeof counts / sizeof *counts; c++) {
+        double got[3], want = 0.5;
+        for (int shift = 0; shift < 3; shift++) { /* aligned, aligned again, not */
+            static const double start = 0.5;
+            inputs_next = 0; /* the same values */
+            matrix x = matrix_at(&t, DTYPE_F32, 1, counts[c], counts[c], shift / 2, 1e-3);
+            t.gpu.upload(&t.gpu, out, &start, sizeof start);
+            t.gpu.sum_squares(&t.gpu, out, x.gpu.data, counts[c]);
+            t.gpu.download(&t.gpu, &got[shift], out, sizeof *out);
+            if (shift == 0) t.cpu.sum_squares(&t.cpu, &want, x.cpu.data, counts[c]);
+            matrix_free(&x);
+        }
+        check_near(got[0], want, 1e-12 * want);
+        assert_memory_equal(&got[0], &got[1], sizeof got[0]);
+        assert_memory_equal(&got[0], &got[2], sizeof got[0]);
+    }
+    t.gpu.release(&t.gpu, out);
+    close_tables(&t);
+}
+
+/* The state after some steps, then steps whose norm is not finite: nothing moves. */
+static void check_adamw(tables *t, int64_t count, int64_t shift, float clip, float decay) {
+    if (left_out(count)) return;
+    matrix w = matrix_at(t, DTYPE_F32, 1, count, count, shift, 1),
+           m = matrix_at(t, DTYPE_F32, 1, count, count, shift, 1);
+    matrix v = matrix_at(t, DTYPE_F32, 1, count, count, shift, 1),
+           g = matrix_at(t, DTYPE_F32, 1, count, count, shift, 1);
+    matrix copy = matrix_at(t, activation(t), 1, count, count, shift, 0);
+    double *norm = t->gpu.alloc(&t->gpu, sizeof *norm);
+    assert_non_null(norm);
+    for (int64_t i = 0; i < count; i++) v.cpu_block[shift + i] = fabsf(v.cpu_block[shift + i]);
+    push(&v);
+    for (int step = 1; step <= 5; step++) {
+        double norm_sq = step == 4 ? NAN : step == 5 ? INFINITY : step == 3 ? 100 : 0.5;
+        t->gpu.upload(&t->gpu, norm, &norm_sq, sizeof norm_sq);
+        adamw_args args = {0.01f, 0.9f, 0.95f, 1e-8f, decay, step, clip, norm};
+        t->gpu.adamw(&t->gpu, w.gpu.data, m.gpu.data, v.gpu.data, g.gpu.data, copy.gpu.data, count, args);
+        args.norm_sq = &norm_sq;
+        t->cpu.adamw(&t->cpu, w.cpu.data, m.cpu.data, v.cpu.data, g.cpu.data, copy.cpu.data, count, args);
+    }
+    check_same(&w, "adamw weight");
+    check_same(&m, "adamw m");
+    check_same(&v, "adamw v");
+    check_same(&copy, "adamw copy");
+    fill(&copy, 0);
+    t->gpu.cast(&t->gpu, copy.gpu.data, w.gpu.data, count);
+    t->cpu.cast(&t->cpu, copy.cpu.data, w.cpu.data, count);
+    check_same(&copy, "cast"); /* and the bits that adamw wrote */
+    matrix *all[] = {&w, &m, &v, &g, &copy};
+    for (int i = 0; i < 5; i++) matrix_free(all[i]);
+    t->gpu.release(&t->gpu, norm);
+}
+
+static void test_adamw_and_cast(void **state) {
+    static const int64_t counts[] = {1, 3, 4, 1037, 100000};
+    for (int fp32 = 0; fp32 < 2; fp32++) {
+        tables t;
+        open_tables(&t, fp32);
+        for (int c = 0; c < 5; c++)
+            for (int shift = 0; shift < 2; shift++) {
+                check_adamw(&t, counts[c], shift, 0, 0);
+                check_adamw(&t, counts[c], shift, 1, 0.1f);
+            }
+        close_tables(&t);
+    }
+}
+
+static const struct CMUnitTest tests[] = {
+    cmocka_unit_test_setup(test_a_bad_index_is_refused_with_the_number_of_gpus, inputs_start),
+    cmocka_unit_test_setup(test_memory, inputs_start),
+    cmocka_unit_test_setup(test_the_first_error_is_kept, inputs_start),
+    cmocka_unit_test_setup(test_matmul_fp32, inputs_start),
+    cmocka_unit_test_setup(test_matmul_bf16, inputs_start),
+    cmocka_unit_test_setup(test_fp32_products_are_not_tf32, inputs_start),
+    cmocka_unit_test_setup(test_rmsnorm, inputs_start),
+    cmocka_unit_test_setup(test_rope, inputs_start),
+    cmocka_unit_test_setup(test_swiglu_add_and_copy, inputs_start),
+    cmocka_unit_test_setup(test_embedding, inputs_start),
+    cmocka_unit_test_setup(test_cross_entropy, inputs_start),
+    cmocka_unit_test_setup(test_a_nan_anywhere_shows_in_the_loss, inputs_start),
+    cmocka_unit_test_setup(test_sum_squares, inputs_start),
+    cmocka_unit_test_setup(test_adamw_and_cast, inputs_start),
+};
+TEST_MAIN(tests)
