@@ -93,7 +93,9 @@ static const question questions[] = {
     {"heads", "each head at one step (--layer, --step)", sql_heads, NULL},
     {"runs", "what each run is and came to", sql_runs, NULL},
     {"compare", "runs side by side, means over the layers", sql_compare,
-     "spikes: layers where some head ever passed the naive Marchenko-Pastur edge."},
+     "outlier_energy to effective_rank: means over the layers at that step. layers_with_spikes: layers where some head "
+     "ever\n"
+     "passed the naive Marchenko-Pastur edge."},
     {"spikes", "since when a head of each layer is over the naive Marchenko-Pastur edge", sql_spikes,
      "first_step: first snapshot where one head's largest eigenvalue passes the naive Marchenko-Pastur edge (mp_gap > "
      "1).\n"
@@ -262,7 +264,9 @@ static void print_number(FILE *out, double x, int decimals, int width) {
 
 /* The run's line, and the two lines above its numbers. */
 static void print_run_head(FILE *out, const table *t, int row) {
-    fprintf(out, "%s%s (%s)", row ? "\n" : "", text_at(t, row, "run"), text_at(t, row, "variant"));
+    const char *source = text_at(t, row, "database");
+    fprintf(out, "%s%s%s%s (%s)", row ? "\n" : "", source, source[0] ? ": " : "", text_at(t, row, "run"),
+            text_at(t, row, "variant"));
     print_fact(out, t, row, "validation_loss", "   validation loss %.4f");
     print_fact(out, t, row, "perplexity", " (perplexity %.1f)");
     print_fact(out, t, row, "unigram_entropy", "   unigram entropy %.4f");
@@ -288,6 +292,7 @@ static void print_layers(const table *t, const query_request *r, FILE *out) {
     for (int row = 0; row < t->rows; row++) {
         double layer = table_number(t, row, "layer");
         bool new_run = row == 0 || strcmp(text_at(t, row, "run"), text_at(t, row - 1, "run")) != 0 ||
+                       strcmp(text_at(t, row, "database"), text_at(t, row - 1, "database")) != 0 ||
                        !(layer > table_number(t, row - 1, "layer"));
         if (new_run) print_run_head(out, t, row);
         if (isnan(layer)) continue;
@@ -323,14 +328,17 @@ static status check_request(const query_request *r) {
         int k = 0;
         while (options[i].value && options[i].names[k] && strcmp(options[i].names[k], options[i].value) != 0) k++;
         if (options[i].value && !options[i].names[k])
-            return status_fail(STATUS_USAGE, "%s: there is no \"%s\"", options[i].option, options[i].value);
+            return status_fail(STATUS_USAGE, "%s: there is no \"%s\"; `bulkhead query --help` lists what there is",
+                               options[i].option, options[i].value);
     }
     return STATUS_OK;
 }
 
 status query_run(const char *const *paths, int count, const query_request *request, FILE *out) {
     const question *wanted = request->sql ? NULL : find_question(request->question);
-    if (!request->sql && !wanted) return status_fail(STATUS_USAGE, "there is no question \"%s\"", request->question);
+    if (!request->sql && !wanted)
+        return status_fail(STATUS_USAGE, "there is no question \"%s\"; `bulkhead query --help` lists them",
+                           request->question);
     TRY(check_request(request));
     table t = {0};
     status s = STATUS_OK;

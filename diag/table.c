@@ -160,6 +160,7 @@ static void print_aligned(const table *t, FILE *out) {
             const table_cell *c = i < 0 ? NULL : &t->cells[(size_t)i * (size_t)t->columns + (size_t)j];
             print_padded(out, c ? plain(c, buffer) : t->names[j], width[j], right[j], j + 1 == t->columns);
         }
+    if (t->rows == 0) fputs("(no rows)\n", out);
     free(width);
     free(right);
 }

@@ -132,6 +132,29 @@ static void layers_reads_well(void **state) {
     text = answer(other, 1);
     assert_non_null(strstr(text, "no snapshot of this form and part"));
     free(text);
+    /* Runs of one name in two databases are told apart. */
+    char head[200];
+    snprintf(head, sizeof(head), "\n%s: test (mha)", rundb_folder);
+    text = answer(about("layers"), 2);
+    assert_non_null(strstr(text, head));
+    free(text);
+}
+
+/* What stands below a table speaks of its columns; a table without rows says so, but not to a program. */
+static void tables_explain_themselves(void **state) {
+    make_run();
+    char *text = answer(about("compare"), 1);
+    assert_non_null(strstr(text, "  layers_with_spikes  "));
+    assert_non_null(strstr(text, "layers_with_spikes: layers where"));
+    free(text);
+    query_request none = {.sql = "SELECT step FROM train_metrics WHERE 0"};
+    text = answer(none, 1);
+    assert_string_equal(text, "step\n(no rows)\n");
+    free(text);
+    none.format = TABLE_CSV;
+    text = answer(none, 1);
+    assert_string_equal(text, "step\r\n");
+    free(text);
 }
 
 static void every_question_has_an_answer_in_every_format(void **state) {
@@ -283,6 +306,7 @@ static void live_and_read_only_databases_are_read(void **state) {
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup_teardown(layers_gives_first_and_last, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(layers_reads_well, rundb_setup, rundb_teardown),
+    cmocka_unit_test_setup_teardown(tables_explain_themselves, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(every_question_has_an_answer_in_every_format, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(heads_and_spikes_follow_their_options, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(json_is_strict, rundb_setup, rundb_teardown),

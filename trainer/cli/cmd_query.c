@@ -6,6 +6,7 @@
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 static void print_help(void) {
     puts("usage: bulkhead query DB... QUESTION [--form F] [--part P] [--stat S] [--layer N] [--step N] [--csv | "
@@ -54,7 +55,7 @@ static status read_options(int argc, char **argv, query_request *r, bool *help) 
         {"help", no_argument, NULL, 'h'},       {NULL, 0, NULL, 0}};
     optind = 1;
     opterr = 0;
-    for (int option; (option = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
+    for (int option; (option = getopt_long(argc, argv, ":h", options, NULL)) != -1;) {
         switch (option) {
         case 'f':
             r->form = optarg;
@@ -83,11 +84,39 @@ static status read_options(int argc, char **argv, query_request *r, bool *help) 
         case 'h':
             *help = true;
             return STATUS_OK;
+        case ':':
+            return status_fail(STATUS_USAGE, "%s wants a value after it", argv[optind - 1]);
         default:
             return status_fail(STATUS_USAGE, "'%s' is not understood; `bulkhead query --help` lists the options",
                                argv[optind - 1]);
         }
     }
+    return STATUS_OK;
+}
+
+/* Sorts the words into databases and the question. */
+static status read_words(char **words, int count, query_request *r, const char **databases, int *found) {
+    for (int i = 0; i < count; i++) {
+        bool there = access(words[i], F_OK) == 0;
+        if (!is_question(words[i]) || (there && (r->sql || r->question))) {
+            databases[(*found)++] = words[i];
+            continue;
+        }
+        if (r->sql || r->question)
+            return status_fail(STATUS_USAGE, "one question at a time: %s, or %s", r->question ? r->question : "--sql",
+                               words[i]);
+        r->question = words[i];
+    }
+    if (*found > 0 && !r->sql && !r->question) {
+        const char *last = databases[*found - 1];
+        if (access(last, F_OK) == 0)
+            return status_fail(STATUS_USAGE, "no question; `bulkhead query --help` lists them");
+        return status_fail(STATUS_USAGE,
+                           "%s is neither a question nor a database; `bulkhead query --help` lists the "
+                           "questions",
+                           last);
+    }
+    if (*found == 0) return status_fail(STATUS_USAGE, "no database; name a run.db or a run folder");
     return STATUS_OK;
 }
 
@@ -102,19 +131,8 @@ status cmd_query(int argc, char **argv) {
     const char **databases = calloc((size_t)argc + 1, sizeof(*databases));
     if (!databases) return status_fail(STATUS_INTERNAL, "out of memory");
     int count = 0;
-    for (int i = optind; i < argc; i++) {
-        if (!r.sql && !r.question && is_question(argv[i]))
-            r.question = argv[i];
-        else
-            databases[count++] = argv[i];
-    }
-    status s;
-    if (!r.sql && !r.question)
-        s = status_fail(STATUS_USAGE, "no question; `bulkhead query --help` lists them");
-    else if (count == 0)
-        s = status_fail(STATUS_USAGE, "no database; name a run.db or a run folder");
-    else
-        s = query_run(databases, count, &r, stdout);
+    status s = read_words(argv + optind, argc - optind, &r, databases, &count);
+    if (s == STATUS_OK) s = query_run(databases, count, &r, stdout);
     free(databases);
     return s;
 }

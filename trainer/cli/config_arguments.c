@@ -11,7 +11,7 @@ status config_arguments_parse(config_arguments *out, int argc, char **argv) {
     *out = (config_arguments){0};
     opterr = 0;
     optind = 1;
-    for (int option; (option = getopt_long(argc, argv, "h", options, NULL)) != -1;) {
+    for (int option; (option = getopt_long(argc, argv, ":h", options, NULL)) != -1;) {
         switch (option) {
         case 'h':
             out->help = true;
@@ -21,6 +21,8 @@ status config_arguments_parse(config_arguments *out, int argc, char **argv) {
                 return status_fail(STATUS_USAGE, "more than %d --set options; put them into the file", SETTINGS);
             out->settings[out->setting_count++] = optarg;
             break;
+        case ':':
+            return status_fail(STATUS_USAGE, "%s wants a value after it", argv[optind - 1]);
         default:
             return status_fail(STATUS_USAGE, "'%s' is not understood; `bulkhead %s --help` lists the options",
                                argv[optind - 1], argv[0]);
