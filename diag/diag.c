@@ -271,13 +271,11 @@ status diag_serve(diag *d, channel_receiver *channel, int senders) {
     return STATUS_OK;
 }
 
-void diag_close(diag *d) {
-    if (!d) return;
-    if (store_close(d->store) != STATUS_OK) {
-        log_error("%s", status_message());
-        status_clear();
-    }
+status diag_close(diag *d) {
+    if (!d) return STATUS_OK;
+    status s = store_close(d->store);
     for (int i = 0; i < MOST_UNDER_WAY; i++) snapshot_free(&d->snapshots[i].parts);
     maps_close(d->maps);
     free(d);
+    return s;
 }

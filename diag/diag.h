@@ -18,8 +18,8 @@ status diag_open(diag **out, const config *c, const char *run_dir, const char *d
 /* Serves the channel until every sender has said CHANNEL_END. snapshots: senders that contribute to each snapshot. */
 status diag_serve(diag *d, channel_receiver *channel, int senders);
 
-/* Checkpoints and closes the database. */
-void diag_close(diag *d);
+/* Checkpoints and closes the database. IO when records were lost: they could not be written to the end. */
+status diag_close(diag *d);
 
 /* True when a snapshot must carry the parameter of that global name: the Q-K chain of the config's variant. */
 bool diag_wants(const config *c, const char *tensor_name);

@@ -707,7 +707,8 @@ static void leave_single_file(store *s) {
     sqlite3_exec(s->db, "PRAGMA wal_checkpoint(TRUNCATE)", NULL, NULL, NULL);
     int rc = sqlite3_exec(s->db, "PRAGMA journal_mode = DELETE", take_text, mode, NULL);
     if (rc != SQLITE_OK || strcmp(mode, "delete") != 0)
-        log_warn("%s stays in WAL mode because somebody reads it: copy it together with its -wal file", s->path);
+        log_warn("%s stays in WAL mode (%s): copy it together with its -wal file", s->path,
+                 rc == SQLITE_OK || (rc & 0xff) == SQLITE_BUSY ? "somebody reads it" : sqlite3_errmsg(s->db));
 }
 
 status store_close(store *s) {

@@ -305,6 +305,7 @@ static status train_loop(trainer *t) {
     t->started_s = now_s();
     post_unigram_entropy(t);
     snapshot_if_due(t, 0);
+    if (t->validates && t->last_step == 0) validate(t, 0);
     while (s == STATUS_OK && number < t->last_step) {
         comm_watch_step(t->watchdog, ++number);
         s = step(t, number);
@@ -332,7 +333,7 @@ static status train_loop(trainer *t) {
 static void announce(const trainer *t) {
     const config *c = &t->c;
     if (t->roles.compute_rank != 0) return;
-    log_info("run %s: %s, %.1f million parameters, tensor parallel %d, data parallel %d, %ld threads a rank, %s",
+    log_info("run %s: %s, %.2f million parameters, tensor parallel %d, data parallel %d, %ld threads a rank, %s",
              c->run.name, config_variant_name(c->attention.variant),
              (double)params_global_count(&t->model.params) / 1e6, t->roles.tp, t->roles.dp, (long)c->run.threads,
              t->ops.name);
@@ -340,11 +341,12 @@ static void announce(const trainer *t) {
              (long)c->model.context, (long)t->last_step, (long)c->train.global_batch, c->run.dir);
 }
 
-static void close_channel(trainer *t) {
+/* IO when the database that this rank keeps has lost records. */
+static status close_channel(trainer *t) {
     if (t->sender && channel_sender_close(t->sender) != STATUS_OK) log_error("channel: %s", status_message());
     if (t->local_thread_runs) pthread_join(t->local_thread, NULL);
     if (t->local_receiver) channel_receiver_close(t->local_receiver);
-    if (t->local_diag) diag_close(t->local_diag);
+    return diag_close(t->local_diag);
 }
 
 /* After a start that failed: the other end may not exist. */
@@ -370,10 +372,11 @@ static void close_compute(trainer *t) {
 
 static void report(const trainer *t) {
     if (t->roles.compute_rank != 0) return;
-    printf("run %s: %s, %ld steps, loss %.4f", t->c.run.name, config_variant_name(t->c.attention.variant),
-           (long)t->last_step, t->loss);
+    printf("run %s: %s, %ld steps", t->c.run.name, config_variant_name(t->c.attention.variant), (long)t->last_step);
+    if (t->last_step > 0) printf(", loss %.4f", t->loss);
     if (t->validates) printf(", validation loss %.4f", t->validation_loss);
-    printf(", %.0f tokens/s\n%s/run.db\n", t->tokens_per_s, t->c.run.dir);
+    if (t->last_step > 0) printf(", %.0f tokens/s", t->tokens_per_s);
+    printf("\n%s/run.db\n", t->c.run.dir);
     fflush(stdout);
 }
 
@@ -397,7 +400,8 @@ static status run_compute(trainer *t) {
             announce(t);
             s = train_loop(t);
             if (s == STATUS_OK) report(t);
-            close_channel(t);
+            status closed = close_channel(t);
+            if (s == STATUS_OK) s = closed;
         } else {
             abandon_channel(t);
             if (first) run_folder_discard(&t->c);
@@ -417,7 +421,9 @@ static status run_diagnostics(trainer *t) {
     if (s == STATUS_OK) s = comm_agree(world, STATUS_OK); /* run folder */
     if (s == STATUS_OK) {
         if (t->roles.oversubscribed && nice(10) == -1) log_debug("the diagnostics rank keeps its priority");
-        status mine = diag_open(&d, &t->c, t->c.run.dir, "cpu", t->roles.tp, t->roles.dp, t->roles.host);
+        status mine = open_log(t);
+        if (mine == STATUS_OK)
+            mine = diag_open(&d, &t->c, t->c.run.dir, "cpu", t->roles.tp, t->roles.dp, t->roles.host);
         if (mine == STATUS_OK) mine = channel_receiver_open(&receiver, &t->roles);
         s = comm_agree(world, mine);
         if (s == STATUS_OK) {
@@ -427,8 +433,8 @@ static status run_diagnostics(trainer *t) {
             channel_receiver_abandon(receiver);
         }
     }
-    if (d) diag_close(d);
-    return s;
+    status closed = diag_close(d);
+    return s == STATUS_OK ? closed : s;
 }
 
 status train_run(const train_options *options) {

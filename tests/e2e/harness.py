@@ -10,6 +10,7 @@ import sqlite3
 import struct
 import subprocess
 import tempfile
+import time
 import unittest
 
 BULKHEAD = os.environ.get("BULKHEAD", "build/release/bulkhead")
@@ -69,14 +70,40 @@ class RunTest(unittest.TestCase):
                 for section, keys in merged.items() if keys))
         return path
 
-    def launch(self, ranks, config, run, *settings):
-        """mpirun -n ranks bulkhead train config; the run folder is DIR/run. Returns (exit code, stdout, stderr)."""
+    def command(self, ranks, config, run, *settings):
+        """mpirun -n ranks bulkhead train config; the run folder is DIR/run."""
         command = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", str(ranks), BULKHEAD,
                    "train", config, "--set", f"run.dir={self.path(run)}"]
         for setting in settings:
             command += ["--set", setting]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIME_LIMIT_S)
+        return command
+
+    def launch(self, *launch):
+        """Runs such a command. Returns (exit code, stdout, stderr)."""
+        done = subprocess.run(self.command(*launch), capture_output=True, text=True, timeout=TIME_LIMIT_S)
         return done.returncode, done.stdout, done.stderr
+
+    def in_background(self, *launch):
+        """Starts such a command; it is killed when the test ends."""
+        job = subprocess.Popen(self.command(*launch), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.addCleanup(job.kill)
+        return job
+
+    def wait_for_database(self, run, sql):
+        """The run's database, open for writing, as soon as that question has an answer."""
+        deadline = time.monotonic() + 30
+        while time.monotonic() < deadline:
+            if os.path.exists(self.path(run, "run.db")):
+                db = sqlite3.connect(self.path(run, "run.db"), isolation_level=None)
+                try:
+                    if db.execute(sql).fetchone():
+                        self.addCleanup(db.close)
+                        return db
+                except sqlite3.OperationalError:
+                    pass  # its tables are not there yet
+                db.close()
+            time.sleep(0.05)
+        self.fail(f"nothing answers {sql}")
 
     def train(self, ranks, config, run, *settings):
         """The same for a run that must succeed. Returns the run's open database."""

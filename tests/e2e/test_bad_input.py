@@ -1,8 +1,8 @@
 """End to end: bad input ends every rank with one line that says what to do, the right exit code, and no trace."""
+import json
 import os
 import signal
 import subprocess
-import time
 import unittest
 import unittest.mock
 
@@ -112,20 +112,41 @@ class BadInput(harness.RunTest):
         self.assertEqual(len(self.losses(db)), 30)
         self.assertGreater(db.execute("SELECT count(*) FROM events WHERE kind = 'nan'").fetchone()[0], 0)
 
-    def test_a_killed_rank_ends_the_job(self):
+    def test_an_end_by_force_leaves_a_whole_database(self):
+        """A killed rank ends the job; so does a signal to mpirun. What was recorded stays and can be asked."""
         config = self.config(train=dict(steps=1000000, log_every=1000000))
-        job = subprocess.Popen(["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", "3",
-                                harness.BULKHEAD, "train", config, "--set", "parallel.tensor=2", "--set",
-                                f"run.dir={self.path('run')}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        self.addCleanup(job.kill)
-        deadline = time.monotonic() + 30
-        while not os.path.exists(self.path("run", "run.db")) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        time.sleep(1)
-        children = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True).stdout.split()
-        self.assertEqual(len(children), 3)
-        os.kill(int(children[1]), signal.SIGKILL)
-        self.assertNotEqual(job.wait(timeout=30), 0)
+        for number, (victim, how) in enumerate((("rank", signal.SIGKILL), ("diagnostics", signal.SIGKILL),
+                                                ("mpirun", signal.SIGINT), ("mpirun", signal.SIGTERM))):
+            run = f"run-{number}"
+            with self.in_background(3, config, run, "parallel.tensor=2") as job:
+                self.wait_for_database(run, "SELECT 1 FROM snapshots WHERE step >= 4 AND status = 'done'").close()
+                children = subprocess.run(["pgrep", "-P", str(job.pid)], capture_output=True, text=True).stdout.split()
+                self.assertEqual(len(children), 3)
+                os.kill({"rank": int(children[1]), "diagnostics": int(children[2]), "mpirun": job.pid}[victim], how)
+                job.communicate(timeout=30)
+            self.assertNotEqual(job.returncode, 0)
+            asked = subprocess.run([harness.BULKHEAD, "query", self.path(run), "layers", "--json"], capture_output=True)
+            self.assertEqual(asked.returncode, 0, asked.stderr)
+            self.assertGreaterEqual(json.loads(asked.stdout)[0]["step_last"], 4)
+            db = self.database(run)
+            self.assertEqual(db.execute("PRAGMA integrity_check").fetchone()[0], "ok")
+            self.assertEqual(db.execute("SELECT status FROM runs").fetchone()[0], "running")
+
+    def test_lost_records_are_told_at_the_end(self):
+        """Training goes on while the database refuses rows, but the job does not end as if all were well."""
+        for ranks, settings in ((2, []), (1, ["diagnostics.ranks=0"])):
+            run = f"run-{ranks}"
+            config = self.config(train=dict(steps=4000, log_every=1000), diagnostics=dict(every=1000))
+            with self.in_background(ranks, config, run, *settings) as job:
+                db = self.wait_for_database(run, "SELECT 1 FROM train_metrics WHERE step > 10")
+                db.execute("CREATE TRIGGER refuse BEFORE INSERT ON eval_metrics BEGIN SELECT raise(ABORT, 'no'); END")
+                out, err = job.communicate(timeout=60)
+            self.assertEqual(job.returncode, IO, err)
+            self.assertIn("4000 steps", out)
+            self.assertEqual([line for line in err.splitlines() if line.startswith("bulkhead train: ")],
+                             [f"bulkhead train: {self.path(run)}/run.db: 1 records were lost; log.txt says why"])
+            with open(self.path(run, "log.txt")) as log:
+                self.assertIn("refuses a record", log.read())
 
 
 class Usage(harness.RunTest):
@@ -139,6 +160,18 @@ class Usage(harness.RunTest):
             code, out, err = self.run_alone(*arguments)
             self.assertEqual((code, out), (USAGE, ""), arguments)
             self.assertTrue(err.strip(), arguments)
+
+    def test_wrong_questions_say_what_is_wrong(self):
+        for arguments, says in ((("layer",), "layer is neither a question nor a database"),
+                                ((self.dir,), "no question"),
+                                (("layers",), "no database"),
+                                ((self.dir, "layers", "heads"), "one question at a time: layers, or heads"),
+                                ((self.dir, "--sql", "SELECT 1", "heads"), "one question at a time: --sql, or heads"),
+                                ((self.dir, "--sql"), "--sql wants a value"),
+                                ((self.dir, "layers", "--form", "scores"), 'there is no "scores"')):
+            code, out, err = self.run_alone("query", *arguments)
+            self.assertEqual((code, out), (USAGE, ""), arguments)
+            self.assertIn(says, err)
 
     def test_help_of_every_command(self):
         code, out, _ = self.run_alone("--help")

@@ -70,6 +70,16 @@ class Train(harness.RunTest):
                 for a, b in zip(got, want, strict=True):
                     self.assertAlmostEqual(a, b, delta=2e-5 * want[0])
 
+    def test_no_steps_record_the_untrained_model(self):
+        self.dataset()
+        code, out, err = self.launch(2, self.config(train=dict(steps=0, warmup=0)), "run")
+        self.assertEqual(code, 0, err)
+        db = self.database("run")
+        (loss,) = db.execute("SELECT loss FROM eval_metrics WHERE split = 'validation'").fetchone()
+        self.assertAlmostEqual(loss, math.log(harness.VOCAB), delta=0.05)
+        self.assertEqual(out, f"run config: mha, 0 steps, validation loss {loss:.4f}\n{self.path('run')}/run.db\n")
+        self.assertEqual(db.execute("SELECT step, status FROM snapshots").fetchall(), [(0, "done")])
+
     def test_vocabulary_that_ranks_do_not_divide(self):
         """CASES 4: V = 509, the last id in the data."""
         vocab = 509

@@ -72,7 +72,7 @@ static void shares_become_spectra(void **state) {
     assert_int_equal(send_share(d, &c, 1, 10, 0), 1);
     assert_int_equal(send_share(d, &c, 1, 20, 0), 1);
     send_finish(d);
-    diag_close(d);
+    check_status(diag_close(d), STATUS_OK);
     double matrices = rundb_number("SELECT count(*) FROM matrices");
     check_sql("SELECT count(*) FROM snapshots WHERE status = 'done' AND tokens = step * 4 * 64 AND compute_ms > 0 AND "
               "lag_ms > 0",
@@ -98,7 +98,7 @@ static void broken_snapshots_do_not_stop_the_service(void **state) {
     assert_int_equal(diag_give_up(d, SENDERS), 1);
     assert_int_equal(diag_give_up(d, SENDERS), 0);
     send_finish(d);
-    diag_close(d);
+    check_status(diag_close(d), STATUS_OK);
     check_sql("SELECT count(*) FROM snapshots WHERE status = 'failed' AND step IN (1, 2, 3)", 3);
     check_sql("SELECT count(*) FROM snapshots WHERE status = 'done' AND step = 4", 1);
     check_sql("SELECT count(*) FROM events WHERE kind = 'snapshot' AND step IN (1, 2, 3)", 3);
@@ -116,7 +116,7 @@ static void the_oldest_makes_room(void **state) {
     credits += send_share(d, &c, 1, 4, 0);
     assert_int_equal(credits, 2);
     assert_int_equal(diag_give_up(d, SENDERS), 2);
-    diag_close(d);
+    check_status(diag_close(d), STATUS_OK);
     check_sql("SELECT count(*) FROM snapshots WHERE status = 'failed' AND step < 4", 3);
     check_sql("SELECT step FROM snapshots WHERE status = 'done'", 4);
 }
@@ -128,7 +128,7 @@ static void another_model_is_a_failed_snapshot(void **state) {
     diag *d = open_diag(&c);
     assert_int_equal(send_share(d, &other, 0, 1, 0), 0);
     assert_int_equal(send_share(d, &other, 1, 1, 0), 1);
-    diag_close(d);
+    check_status(diag_close(d), STATUS_OK);
     check_sql(
         "SELECT count(*) FROM events WHERE kind = 'snapshot' AND message LIKE '%layers.0.attention_norm is 1 x 25%'",
         1);
@@ -147,12 +147,28 @@ static void records_become_rows(void **state) {
     send_record(d, DIAG_STEP, &step, sizeof(step) - 1);
     send_record(d, 77, &step, sizeof(step));
     send_finish(d);
-    diag_close(d);
+    check_status(diag_close(d), STATUS_OK);
     check_sql("SELECT count(*) FROM train_metrics WHERE loss = 6", 1);
     check_sql("SELECT count(*) FROM eval_metrics WHERE abs(perplexity - 7.38905609893065) < 1e-12", 1);
     check_sql("SELECT count(*) FROM snapshots WHERE step = 3 AND status = 'dropped'", 1);
     check_sql("SELECT length(message) FROM events WHERE kind = 'drop'", 511);
     check_sql("SELECT count(*) FROM events WHERE kind = 'fault'", 2);
+}
+
+/* What the database refuses to the end is told to whoever closes the service: a run must not look well without it. */
+static void lost_records_are_an_error(void **state) {
+    config c = test_config();
+    diag *d = open_diag(&c);
+    sqlite3 *other = rundb_open(SQLITE_OPEN_READWRITE);
+    sqlite3_exec(other, "CREATE TRIGGER refuse BEFORE INSERT ON eval_metrics BEGIN SELECT raise(ABORT, 'no'); END",
+                 NULL, NULL, NULL);
+    sqlite3_close(other);
+    diag_eval eval = {.step = 1, .tokens = 100, .loss = 2, .split = "validation"};
+    send_record(d, DIAG_EVAL, &eval, sizeof(eval));
+    send_finish(d);
+    assert_int_equal(diag_close(d), STATUS_IO);
+    assert_non_null(strstr(status_message(), "1 records were lost"));
+    check_sql("SELECT count(*) FROM runs WHERE status = 'finished'", 1);
 }
 
 /* diag_serve over a channel in one process, as a run without diagnostics ranks has it: metrics, no spectra. */
@@ -172,7 +188,7 @@ static void a_local_channel_is_served(void **state) {
     check_status(channel_sender_close(sender), STATUS_OK);
     check_status(diag_serve(d, receiver, 1), STATUS_OK);
     channel_receiver_close(receiver);
-    diag_close(d);
+    check_status(diag_close(d), STATUS_OK);
     check_sql("SELECT count(*) FROM train_metrics", 50);
     check_sql("SELECT count(*) FROM matrices", 0);
     check_sql("SELECT last_step FROM sessions", 50);
@@ -184,6 +200,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup_teardown(the_oldest_makes_room, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(another_model_is_a_failed_snapshot, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(records_become_rows, rundb_setup, rundb_teardown),
+    cmocka_unit_test_setup_teardown(lost_records_are_an_error, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(a_local_channel_is_served, rundb_setup, rundb_teardown),
 };
 

@@ -37,7 +37,9 @@ int main(int argc, char **argv) {
         return STATUS_OK;
     }
     if (strcmp(argv[1], "--version") == 0) return cmd_version(1, argv + 1);
-    signal(SIGPIPE, SIG_IGN); /* a closed pipe is a failed write, not a death */
+    /* A closed pipe and a file at its size limit are failed writes, not deaths. */
+    signal(SIGPIPE, SIG_IGN);
+    signal(SIGXFSZ, SIG_IGN);
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
         if (strcmp(argv[1], commands[i].name) != 0) continue;
         status s = commands[i].run(argc - 1, argv + 1);
