@@ -1,5 +1,5 @@
-/* Rotary position, SwiGLU and sums: bound by memory. SwiGLU and add run one warp a row; rope runs one thread a pack of
- * pairs of one row and goes through the heads, so that the angles are read once. */
+/* Rotary position, SwiGLU, sums and copies: bound by memory. All but rope run one warp a row; rope runs one thread a
+ * pack of pairs of one row and goes through the heads, so that the angles are read once. */
 #include "core/ops/cuda/device.cuh"
 #include "core/ops/cuda/kernels.h"
 
@@ -92,6 +92,16 @@ static __global__ void __launch_bounds__(ROW_WARPS *WARP)
     }
 }
 
+/* Bits, not values: any NaN stays what it is. */
+template <typename T, int W>
+static __global__ void __launch_bounds__(ROW_WARPS *WARP) copy(view<T> y, view<const T> x, int64_t rows, int cols) {
+    typedef typename word<W * sizeof(T)>::type part;
+    int64_t row = warp_row();
+    if (row >= rows) return;
+#pragma unroll 4
+    for (int j = threadIdx.x * W; j < cols; j += WARP * W) *(part *)(y.row(row) + j) = *(const part *)(x.row(row) + j);
+}
+
 extern "C" cudaError_t launch_rope(tensor x, rope_args args, cudaStream_t stream) {
     if (args.dim == 0 || args.heads == 0) return cudaSuccess;
     size_t size = dtype_bytes(x.type), half_bytes = (size_t)args.dim / 2 * size;
@@ -127,5 +137,13 @@ extern "C" cudaError_t launch_add(tensor y, tensor a, tensor b, cudaStream_t str
         using T = decltype(type);
         add<T, w.value><<<row_grid(y.rows), row_block(), 0, stream>>>(view_of<T>(y), view_of<const T>(a),
                                                                       view_of<const T>(b), y.rows, (int)y.cols);
+    });
+}
+
+extern "C" cudaError_t launch_copy(tensor y, tensor x, cudaStream_t stream) {
+    return dispatch(y.type, y.rows, wide(y) && wide(x), [&](auto type, auto w) {
+        using T = decltype(type);
+        copy<T, w.value>
+            <<<row_grid(y.rows), row_block(), 0, stream>>>(view_of<T>(y), view_of<const T>(x), y.rows, (int)y.cols);
     });
 }

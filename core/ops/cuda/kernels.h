@@ -21,6 +21,7 @@ cudaError_t launch_rope(tensor x, rope_args args, cudaStream_t stream);
 cudaError_t launch_swiglu_forward(tensor h, tensor gate_up, cudaStream_t stream);
 cudaError_t launch_swiglu_backward(tensor dgate_up, tensor dh, tensor gate_up, cudaStream_t stream);
 cudaError_t launch_add(tensor y, tensor a, tensor b, cudaStream_t stream);
+cudaError_t launch_copy(tensor y, tensor x, cudaStream_t stream);
 
 /* embedding.cu */
 cudaError_t launch_embedding_forward(tensor x, tensor table, const int32_t *tokens, int64_t first, cudaStream_t stream);

@@ -120,12 +120,7 @@ static void table_add(ops *o, tensor y, tensor a, tensor b) {
 }
 
 static void table_copy(ops *o, tensor y, tensor x) {
-    size_t size = dtype_bytes(x.type);
-    if (x.rows == 0 || x.cols == 0) return;
-    cuda_check(o,
-               cudaMemcpy2DAsync(y.data, (size_t)y.ld * size, x.data, (size_t)x.ld * size, (size_t)x.cols * size,
-                                 (size_t)x.rows, cudaMemcpyDeviceToDevice, cuda_of(o)->stream),
-               "copy");
+    cuda_check(o, launch_copy(y, x, cuda_of(o)->stream), "copy");
 }
 
 static void table_sum_squares(ops *o, double *out, const float *x, int64_t count) {
