@@ -17,12 +17,16 @@ static status open_cuda(ops *o, const attn_core **core, const config *c, const c
             devices + roles->diagnostics_ranks);
     TRY(ops_cuda(o, roles->local_compute_rank, c->train.precision == PRECISION_FP32));
     *core = attn_core_cuda();
+    if (!*core)
+        return status_fail(STATUS_CONFIG,
+                           "run.device: this version has no attention for GPUs yet; set run.device: cpu");
     return STATUS_OK;
 }
 
 status device_open(ops *o, const attn_core **core, const config *c, const comm_roles *roles) {
     int devices = c->run.device == DEVICE_CPU ? 0 : ops_cuda_devices();
-    bool cuda = c->run.device == DEVICE_CUDA || (c->run.device == DEVICE_AUTO && devices > 0);
+    bool able = devices > 0 && attn_core_cuda();
+    bool cuda = c->run.device == DEVICE_CUDA || (c->run.device == DEVICE_AUTO && able);
     return cuda ? open_cuda(o, core, c, roles, devices) : open_cpu(o, core, c);
 }
 
