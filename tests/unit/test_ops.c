@@ -469,6 +469,23 @@ static void test_cross_entropy_threads_and_nan(void **state) {
     guarded_free(&work);
 }
 
+/* Beside a likely word, one fp32 sum would lose much of 32,000 rare ones: 4e-5 of it. */
+static void test_sums_over_a_large_vocabulary_keep_the_rare_words(void **state) {
+    enum { N = 20, V = 32000 };
+    guarded logits = guarded_random(N, V, 3);
+    float most[N], sums[N], picked[N];
+    int32_t targets[N] = {0};
+    ops o = table(MOST_THREADS);
+    o.ce_max(&o, most, logits.t, V);
+    o.ce_sums(&o, sums, picked, logits.t, V, most, targets, 0);
+    for (int64_t i = 0; i < N; i++) {
+        double want = 0;
+        for (int64_t j = 0; j < V; j++) want += exp((double)guarded_at(&logits, i, j) - most[i]);
+        check_near(sums[i], want, 16 * EPS * want);
+    }
+    guarded_free(&logits);
+}
+
 /* ---------------------------------------------------------------- sums and copies */
 
 static void test_add_and_copy(void **state) {
@@ -606,6 +623,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup(test_embedding, inputs_start),
     cmocka_unit_test_setup(test_cross_entropy_over_split_and_padded_vocabulary, inputs_start),
     cmocka_unit_test_setup(test_cross_entropy_threads_and_nan, inputs_start),
+    cmocka_unit_test_setup(test_sums_over_a_large_vocabulary_keep_the_rare_words, inputs_start),
     cmocka_unit_test_setup(test_add_and_copy, inputs_start),
     cmocka_unit_test_setup(test_sum_squares, inputs_start),
     cmocka_unit_test_setup(test_adamw, inputs_start),
