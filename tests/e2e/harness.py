@@ -15,7 +15,6 @@ import unittest
 
 BULKHEAD = os.environ.get("BULKHEAD", "build/release/bulkhead")
 VOCAB, CONTEXT = 64, 32
-TIME_LIMIT_S = 60
 
 SMALL = {
     "model": dict(layers=2, width=32, heads=4, ffn=48, vocab=VOCAB, context=CONTEXT),
@@ -46,6 +45,8 @@ def markov_tokens(count, vocab=VOCAB, seed=1):
 
 
 class RunTest(unittest.TestCase):
+    time_limit_s = 60
+
     def setUp(self):
         self.dir = tempfile.mkdtemp(prefix="bulkhead-")
         self.addCleanup(shutil.rmtree, self.dir, ignore_errors=True)
@@ -58,11 +59,12 @@ class RunTest(unittest.TestCase):
         write_shard(self.path("val-00000.bin"), markov_tokens(validation, vocab, seed=2))
 
     def config(self, name="config.yaml", text=None, **sections):
-        """SMALL with the given sections' keys over it, as a YAML file."""
+        """SMALL with the given sections' keys over it, as a YAML file; a key that is None is left out."""
         merged = {k: dict(v) for k, v in SMALL.items()}
         merged["data"] = dict(train=self.path("train-*.bin"), validation=self.path("val-*.bin"))
         for section, keys in sections.items():
             merged.setdefault(section, {}).update(keys)
+        merged = {section: {k: v for k, v in keys.items() if v is not None} for section, keys in merged.items()}
         path = self.path(name)
         with open(path, "w") as f:
             f.write(text if text is not None else "".join(
@@ -80,7 +82,7 @@ class RunTest(unittest.TestCase):
 
     def launch(self, *launch):
         """Runs such a command. Returns (exit code, stdout, stderr)."""
-        done = subprocess.run(self.command(*launch), capture_output=True, text=True, timeout=TIME_LIMIT_S)
+        done = subprocess.run(self.command(*launch), capture_output=True, text=True, timeout=self.time_limit_s)
         return done.returncode, done.stdout, done.stderr
 
     def in_background(self, *launch):

@@ -53,11 +53,26 @@ class Train(harness.RunTest):
             self.assertEqual(first, again)
 
     def test_diagnostics_do_not_change_the_run(self):
+        """The number of threads is given, or follows from the compute ranks alone."""
         self.dataset()
-        config = self.config(attention=dict(variant="mla-decoupled"))
-        watched = self.losses(self.train(3, config, "on", "parallel.tensor=2", "diagnostics.every=1"))
-        alone = self.losses(self.train(2, config, "off", "parallel.tensor=2", "diagnostics.ranks=0"))
-        self.assertEqual(watched, alone)
+        for threads in (1, None):
+            for tensor in (1, 2):
+                config = self.config(f"{threads}-{tensor}.yaml", attention=dict(variant="mla-decoupled"), run=dict(threads=threads),
+                                     parallel=dict(tensor=tensor))
+                watched = self.losses(self.train(tensor + 1, config, f"on-{threads}-{tensor}", "diagnostics.every=1"))
+                alone = self.losses(self.train(tensor, config, f"off-{threads}-{tensor}", "diagnostics.ranks=0"))
+                self.assertEqual(watched, alone)
+
+    def test_micro_batches_do_not_change_the_run(self):
+        """CASES 5, through the program: a global batch of 8 in micro-batches of every size, over 1 and 2 ranks."""
+        self.dataset()
+        losses = []
+        for ranks, micro in ((1, 8), (1, 4), (1, 1), (2, 4), (2, 1)):
+            config = self.config(train=dict(global_batch=8, micro_batch=micro, clip=0), diagnostics=dict(ranks=0))
+            losses.append(self.losses(self.train(ranks, config, f"run-{ranks}-{micro}")))
+        for got in losses[1:]:
+            for a, b in zip(got, losses[0], strict=True):
+                self.assertAlmostEqual(a, b, delta=1e-5 * b)
 
     def test_losses_agree_over_tensor_and_data_parallel_shapes(self):
         self.dataset()
