@@ -11,6 +11,7 @@
 #include <nccl.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <string.h>
 #include <time.h>
 
 enum { PATIENCE_S = 50, POLL_MOST_US = 200 };
@@ -104,6 +105,27 @@ static bool make_streams(comm_group *g) {
            cuda_ok(g, what, cudaEventCreateWithFlags(&n->done, cudaEventDisableTiming));
 }
 
+/* NCCL would fail in words of its own, or hang: two ranks on one GPU are found by its identity before it starts. */
+static status check_own_gpu(MPI_Comm c, int size, int device) {
+    static const char what[] = "comparing GPUs";
+    struct cudaDeviceProp properties;
+    if (cudaGetDeviceProperties(&properties, device) != cudaSuccess)
+        return status_fail(STATUS_INTERNAL, "GPU %d cannot be asked for its identity", device);
+    cudaUUID_t *all = malloc((size_t)size * sizeof *all);
+    if (!all) return status_fail(STATUS_INTERNAL, "out of memory for %d GPUs", size);
+    status result =
+        comm_check(MPI_Allgather(&properties.uuid, sizeof *all, MPI_BYTE, all, sizeof *all, MPI_BYTE, c), what);
+    for (int a = 0; a < size && result == STATUS_OK; a++)
+        for (int b = a + 1; b < size && result == STATUS_OK; b++)
+            if (memcmp(&all[a], &all[b], sizeof *all) == 0)
+                result = status_fail(STATUS_CONFIG,
+                                     "ranks %d and %d of a group are on the same GPU; give every compute rank its own "
+                                     "(CUDA_VISIBLE_DEVICES, or fewer ranks a host)",
+                                     a, b);
+    free(all);
+    return result;
+}
+
 status comm_over_nccl(comm_group *out, MPI_Comm c, const ops *o) {
     static const char what[] = "making a group of GPUs";
     const cuda_context *context = cuda_of(o);
@@ -111,6 +133,7 @@ status comm_over_nccl(comm_group *out, MPI_Comm c, const ops *o) {
     MPI_Comm_size(c, &out->size);
     MPI_Comm_rank(c, &out->rank);
     if (out->size == 1) return STATUS_OK;
+    TRY(check_own_gpu(c, out->size, context->device));
     out->backend = &backend;
     out->place = what;
     out->nccl = calloc(1, sizeof *out->nccl);
