@@ -76,7 +76,7 @@ static double mib(int64_t bytes) {
     return (double)bytes / 0x1p20;
 }
 
-void plan_print(const plan *p, const config *c, const char *arguments) {
+void plan_print(const plan *p, const config *c) {
     printf("model          %s, %.2f million parameters\n", config_variant_name(c->attention.variant),
            (double)p->rank0.parameters / 1e6);
     printf("ranks          tensor %d x data %d + diagnostics %d = %d\n", p->tp, p->dp, p->diagnostics_ranks, p->world);
@@ -89,7 +89,4 @@ void plan_print(const plan *p, const config *c, const char *arguments) {
            mib(p->dp_step_bytes));
     printf("snapshots      %ld of %.2f MiB; database about %.1f MiB\n", (long)p->snapshots, mib(p->snapshot_bytes),
            mib(p->database_bytes));
-    printf("\nlaunch with\n  mpirun -n %d --bind-to none bulkhead train %s\n", p->world, arguments);
-    printf("or in a Slurm job\n  sbatch --ntasks=%d --wrap \"srun --mpi=pmix bulkhead train %s\"\n", p->world,
-           arguments);
 }

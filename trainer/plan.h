@@ -18,5 +18,5 @@ typedef struct plan {
 /* CONFIG when the shapes cannot be split. parallel.data absent: planned for one. */
 status plan_make(plan *out, const config *c);
 
-/* The plan as text, launch lines included; arguments: what follows `bulkhead train` in them. */
-void plan_print(const plan *p, const config *c, const char *arguments);
+/* The plan as text. */
+void plan_print(const plan *p, const config *c);

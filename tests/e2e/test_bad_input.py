@@ -1,6 +1,7 @@
 """End to end: bad input ends every rank with one line that says what to do, the right exit code, and no trace."""
 import json
 import os
+import shlex
 import signal
 import subprocess
 import unittest
@@ -190,6 +191,18 @@ class Usage(harness.RunTest):
         self.assertIn("mpirun -n 7", out)
         self.assertIn("--set parallel.tensor=2 --set parallel.data=3 --set train.global_batch=6", out)
         self.assertEqual(sorted(os.listdir(self.dir)), ["config.yaml"])
+
+    def test_the_launch_line_can_be_pasted_into_a_shell(self):
+        config = self.config("a run's config.yaml")
+        settings = ["data.train=$HOME/*.bin", "run.tags=it's; `x`, \"y\"", "run.name=plain"]
+        words = ["plan", config] + [word for setting in settings for word in ("--set", setting)]
+        code, out, err = self.run_alone(*words)
+        self.assertEqual(code, 0, err)
+        (line,) = [line for line in out.splitlines() if line.startswith("  mpirun")]
+        want = ["bulkhead", "train"] + words[1:]
+        self.assertEqual(shlex.split(line)[-len(want):], want)
+        (line,) = [line for line in out.splitlines() if line.startswith("  sbatch")]
+        self.assertEqual(shlex.split(shlex.split(line)[-1])[-len(want):], want)
 
 
 if __name__ == "__main__":

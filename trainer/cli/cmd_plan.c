@@ -5,6 +5,7 @@
 #include "trainer/vocab.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static const char help[] =
@@ -12,13 +13,44 @@ static const char help[] =
     "\n"
     "Prints parameters, memory, communication a step, disk and the launch lines of a run. Starts nothing.\n";
 
-/* "CONFIG --set a.b=c ...", words quoted for a shell; cut short where it would not fit. */
-static void train_arguments(char *out, size_t bytes, const config_arguments *a) {
-    size_t used = (size_t)snprintf(out, bytes, "%s", a->path);
-    for (int i = 0; i < a->setting_count && used < bytes; i++)
-        used += (size_t)snprintf(out + used, bytes - used,
-                                 strpbrk(a->settings[i], " *?[]{}$;&|<>\"\\") ? " --set '%s'" : " --set %s",
-                                 a->settings[i]);
+/* A word as a shell reads it back: in quotes where it holds anything but plain characters. */
+static void print_word(FILE *out, const char *word) {
+    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./=,:@%+-";
+    bool quoted = !word[0] || word[strspn(word, plain)];
+    if (quoted) fputc('\'', out);
+    for (; *word; word++) {
+        if (*word == '\'')
+            fputs("'\\''", out);
+        else
+            fputc(*word, out);
+    }
+    if (quoted) fputc('\'', out);
+}
+
+static void print_command(FILE *out, const config_arguments *a) {
+    fputs("bulkhead train ", out);
+    print_word(out, a->path);
+    for (int i = 0; i < a->setting_count; i++) {
+        fputs(" --set ", out);
+        print_word(out, a->settings[i]);
+    }
+}
+
+static status print_launch_lines(int world, const config_arguments *a) {
+    char *srun = NULL;
+    size_t bytes = 0;
+    FILE *line = open_memstream(&srun, &bytes);
+    if (!line) return status_fail(STATUS_INTERNAL, "out of memory for the launch lines");
+    fputs("srun --mpi=pmix ", line);
+    print_command(line, a);
+    fclose(line);
+    printf("\nlaunch with\n  mpirun -n %d --bind-to none ", world);
+    print_command(stdout, a);
+    printf("\nor in a Slurm job\n  sbatch --ntasks=%d --wrap ", world);
+    print_word(stdout, srun);
+    fputs("\n", stdout);
+    free(srun);
+    return STATUS_OK;
 }
 
 status cmd_plan(int argc, char **argv) {
@@ -35,9 +67,8 @@ status cmd_plan(int argc, char **argv) {
     status s = vocab_resolve(&c, &info);
     if (s == STATUS_OK) s = plan_make(&p, &c);
     if (s == STATUS_OK) {
-        char text[8192];
-        train_arguments(text, sizeof text, &arguments);
-        plan_print(&p, &c, text);
+        plan_print(&p, &c);
+        s = print_launch_lines(p.world, &arguments);
     }
     config_free(&c);
     return s;
