@@ -709,13 +709,26 @@ static status check_words(const loader *l, const config_list *list, const char *
     return STATUS_OK;
 }
 
+static bool contains(const config_list *list, const char *word) {
+    for (int i = 0; i < list->count; i++)
+        if (strcmp(list->items[i], word) == 0) return true;
+    return false;
+}
+
 static status check_diagnostics(const loader *l) {
     static names scopes = {"head", "layer", NULL}, parts = {"full", "content", "rope", NULL},
                  forms = {"score", "channel", "weight", NULL};
     const config *c = l->config;
     TRY(check_words(l, &c->diagnostics.scopes, "diagnostics.scopes", scopes));
     TRY(check_words(l, &c->diagnostics.parts, "diagnostics.parts", parts));
-    return check_words(l, &c->diagnostics.forms, "diagnostics.forms", forms);
+    TRY(check_words(l, &c->diagnostics.forms, "diagnostics.forms", forms));
+    if (c->diagnostics.ranks == 0) return STATUS_OK;
+    /* A choice that leaves nothing to record would only be noticed when the run is over. */
+    RULE(c->attention.variant != VARIANT_MLA_DECOUPLED && !contains(&c->diagnostics.parts, "full"), diagnostics.parts,
+         "attention.variant %s has no content and rope parts, only full", config_variant_name(c->attention.variant));
+    RULE(!contains(&c->diagnostics.scopes, "head") && !contains(&c->diagnostics.forms, "score"), diagnostics.forms,
+         "diagnostics.scopes: layer is recorded in the score form only");
+    return STATUS_OK;
 }
 
 static status check_name(const loader *l) {
@@ -725,12 +738,6 @@ static status check_name(const loader *l) {
     for (const char *p = name; *p; p++)
         RULE((unsigned char)*p < ' ' || *p == 127, run.name, "it holds a control character");
     return STATUS_OK;
-}
-
-static bool contains(const config_list *list, const char *word) {
-    for (int i = 0; i < list->count; i++)
-        if (strcmp(list->items[i], word) == 0) return true;
-    return false;
 }
 
 /* What a person may ask for and this version does not do yet; a line goes when its feature comes. */

@@ -5,11 +5,12 @@
 
 #include <stdio.h>
 
+/* How many steps snapshots_due is true for: runs may be far too long to count. */
 static int64_t count_snapshots(const config *c) {
-    int64_t count = 0;
+    int64_t last = c->train.steps, every = c->diagnostics.every;
+    int64_t dense = c->diagnostics.dense_until < last ? c->diagnostics.dense_until : last;
     if (c->diagnostics.ranks == 0) return 0;
-    for (int64_t step = 0; step <= c->train.steps; step++) count += snapshots_due(c, step);
-    return count;
+    return 1 + dense + (last / every - dense / every) + (last > dense && last % every != 0);
 }
 
 /* Forward: scores and weighted sums, 2 operations each, half of the T x T square; backward: 5 products for the 2. */

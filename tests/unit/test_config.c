@@ -397,6 +397,8 @@ static void rules(void **state) {
     expect_rule("model: {size: tiny}\ndiagnostics: {scopes: [heads]}\n", "diagnostics.scopes", "nearest is head");
     expect_rule("model: {size: tiny}\ndiagnostics: {parts: [rope, rope]}\n", "diagnostics.parts", "twice");
     expect_rule("model: {size: tiny}\ndiagnostics: {forms: []}\n", "diagnostics.forms", "empty");
+    expect_rule("model: {size: tiny}\ndiagnostics: {parts: [content, rope]}\n", "diagnostics.parts", "only full");
+    expect_rule("model: {size: tiny}\ndiagnostics: {scopes: layer, forms: channel}\n", "diagnostics.forms", "score");
     config c;
     static const char *const schedules[] = {"{steps: 10, warmup: 10}", "{steps: 1, warmup: 0}",
                                             "{steps: 0, warmup: 0}"};
@@ -410,15 +412,9 @@ static void rules(void **state) {
 
 static void unsupported(void **state) {
     static const char *const asked[][3] = {
-        {"train", "recompute", "full"},
-        {"data", "document_mask", "true"},
-        {"parallel", "zero", "1"},
-        {"diagnostics", "ranks", "2"},
-        {"diagnostics", "device", "cuda"},
-        {"diagnostics", "forms", "[weight]"},
-        {"diagnostics", "alerts", "[spike]"},
-        {"checkpoint", "every", "5"},
-        {"checkpoint", "keep_every", "5"},
+        {"train", "recompute", "full"},       {"data", "document_mask", "true"}, {"parallel", "zero", "1"},
+        {"diagnostics", "ranks", "2"},        {"diagnostics", "device", "cuda"}, {"diagnostics", "forms", "[weight]"},
+        {"diagnostics", "alerts", "[spike]"}, {"checkpoint", "every", "5"},      {"checkpoint", "keep_every", "5"},
     };
     for (size_t i = 0; i < sizeof asked / sizeof *asked; i++)
         expect_error(asked[i][0], asked[i][1], asked[i][2], asked[i][1]);

@@ -3,6 +3,7 @@
 #include "check.h"
 
 #include "trainer/params.h"
+#include "trainer/plan.h"
 #include "trainer/schedule.h"
 #include "trainer/snapshots.h"
 
@@ -133,6 +134,29 @@ static void test_snapshots_are_due_densely_then_regularly_and_at_the_end(void **
     }
 }
 
+/* The plan counts what the run will send, and does not count step by step: 10^12 steps take no time. */
+static void test_the_plan_counts_snapshots(void **state) {
+    const char *settings[] = {"model.size=tiny", "train.warmup=0", "diagnostics.every=10"};
+    const int64_t steps[] = {0, 1, 9, 10, 11, 23, 40}, dense[] = {0, 1, 3, 10, 12, 100};
+    config c;
+    plan p;
+    check_status(config_load(&c, NULL, settings, 3), STATUS_OK);
+    for (size_t i = 0; i < sizeof steps / sizeof *steps; i++)
+        for (size_t j = 0; j < sizeof dense / sizeof *dense; j++) {
+            int64_t due = 0;
+            c.train.steps = steps[i];
+            c.diagnostics.dense_until = dense[j];
+            for (int64_t step = 0; step <= steps[i]; step++) due += snapshots_due(&c, step);
+            check_status(plan_make(&p, &c), STATUS_OK);
+            assert_int_equal(p.snapshots, due);
+        }
+    c.train.steps = 1000000000000;
+    c.diagnostics.dense_until = 0;
+    check_status(plan_make(&p, &c), STATUS_OK);
+    assert_int_equal(p.snapshots, 100000000001);
+    config_free(&c);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_learning_rate_is_the_closed_form),
     cmocka_unit_test(test_learning_rate_is_finite_at_the_edges),
@@ -140,5 +164,6 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_regions_hold_their_class_and_nothing_else),
     cmocka_unit_test(test_initial_weights_do_not_depend_on_the_cut),
     cmocka_unit_test(test_snapshots_are_due_densely_then_regularly_and_at_the_end),
+    cmocka_unit_test(test_the_plan_counts_snapshots),
 };
 TEST_MAIN(tests)
