@@ -37,5 +37,5 @@ typedef struct attn_core {
 
 extern const attn_core attn_core_cpu;
 
-/* The core for the CUDA table (bf16 or fp32 activations); NULL where there is none. */
+/* The core for the CUDA table (bf16 or fp32 activations); NULL where the program was built without CUDA. */
 const attn_core *attn_core_cuda(void);

@@ -1,4 +1,4 @@
-/* Stands for attention/cuda/, which this version does not have. */
+/* Stands for attention/cuda/ in a program built without CUDA. */
 #include "attention/core.h"
 
 #include <stddef.h>

@@ -56,10 +56,40 @@ static void check_values(const char *name, const float *got, const float *want, 
         fail_msg("%s: an element is off by %.3g of the largest", name, worst / largest);
 }
 
-static void check_tensor(const golden *g, const char *name, tensor got) {
+/* The files' folder: BULKHEAD_GOLDEN_FOLDER on a machine that the tests were carried to. */
+static const char *folder(void) {
+    const char *carried = getenv("BULKHEAD_GOLDEN_FOLDER");
+    return carried ? carried : GOLDEN_FOLDER;
+}
+
+/* The CPU, or with BULKHEAD_TEST_DEVICE=cuda the first GPU in fp32. */
+static const attn_core *open_device(ops *o, int threads) {
+    const char *device = getenv("BULKHEAD_TEST_DEVICE");
+    check_status(ops_cpu(o, threads), STATUS_OK);
+    if (!device || strcmp(device, "cuda") != 0) return &attn_core_cpu;
+    if (ops_cuda_devices() == 0) {
+        print_message("skipped: no NVIDIA GPU on this machine\n");
+        skip();
+    }
+    check_status(ops_cuda(o, 0, true), STATUS_OK);
+    return attn_core_cuda();
+}
+
+/* malloc'ed. */
+static float *to_host(golden *g, tensor t) {
+    size_t bytes = (size_t)(t.rows * t.cols) * sizeof(float);
+    float *host = malloc(bytes);
+    assert_non_null(host);
+    g->ops.download(&g->ops, host, t.data, bytes);
+    return host;
+}
+
+static void check_tensor(golden *g, const char *name, tensor got) {
     assert_int_equal(got.ld, got.cols);
     float *want = read_floats(g, name, got.rows * got.cols);
-    check_values(name, tensor_f32(got), want, got.rows * got.cols);
+    float *host = to_host(g, got);
+    check_values(name, host, want, got.rows * got.cols);
+    free(host);
     free(want);
 }
 
@@ -93,18 +123,27 @@ static void load_weights(golden *g) {
     }
 }
 
+/* A dense [N, d] of the device with these values. */
+static tensor to_device(golden *g, const float *values) {
+    size_t bytes = (size_t)(g->tokens * g->width) * sizeof *values;
+    void *data = g->ops.alloc(&g->ops, bytes);
+    assert_non_null(data);
+    g->ops.upload(&g->ops, data, values, bytes);
+    return tensor_make(data, DTYPE_F32, g->tokens, g->width);
+}
+
 static void open_golden(golden *g, const char *name, int threads) {
     char path[1024];
-    snprintf(path, sizeof path, "%s/%s.safetensors", GOLDEN_FOLDER, name);
+    snprintf(path, sizeof path, "%s/%s.safetensors", folder(), name);
     *g = (golden){0};
     check_status(safetensors_open(&g->file, path), STATUS_OK);
     load_config(g);
     g->batch = strtol(safetensors_metadata(&g->file, "batch"), NULL, 10);
     g->tokens = g->batch * g->config.model.context;
     g->width = g->config.model.width;
-    check_status(ops_cpu(&g->ops, threads), STATUS_OK);
+    const attn_core *core = open_device(&g->ops, threads);
     comm_self(&g->alone);
-    check_status(model_create(&g->model, &g->config, &g->ops, &attn_core_cpu, &g->alone, g->batch), STATUS_OK);
+    check_status(model_create(&g->model, &g->config, &g->ops, core, &g->alone, g->batch), STATUS_OK);
     load_weights(g);
     g->input = read_tokens(g, "tokens");
     g->target = read_tokens(g, "targets");
@@ -114,6 +153,7 @@ static void close_golden(golden *g) {
     free(g->input);
     free(g->target);
     model_free(&g->model);
+    if (g->ops.close) g->ops.close(&g->ops);
     comm_close(&g->alone);
     config_free(&g->config);
     safetensors_close(&g->file);
@@ -165,16 +205,15 @@ static void check_sublayer(golden *g) {
     model_layer *layer = &m->layer[0];
     int64_t count = g->tokens * g->width;
     float *x = read_floats(g, "sublayer.x", count), *dout = read_floats(g, "sublayer.dout", count);
-    float *out = malloc((size_t)count * sizeof *out), *dx = malloc((size_t)count * sizeof *dx);
-    for (int64_t i = 0; i < count; i++) out[i] = dx[i] = NAN;
-#define VIEW(data) tensor_make(data, DTYPE_F32, g->tokens, g->width)
+    float *poison = malloc((size_t)count * sizeof *poison);
+    for (int64_t i = 0; i < count; i++) poison[i] = NAN;
+    tensor in = to_device(g, x), out = to_device(g, poison), grad_out = to_device(g, dout), dx = to_device(g, poison);
     model_zero_gradients(m);
     size_t mark = arena_mark(&m->memory);
-    m->variant->forward(&m->attention, 0, &layer->weights, &layer->saved, VIEW(x), VIEW(out), &m->memory);
-    check_tensor(g, "sublayer.out", VIEW(out));
-    m->variant->backward(&m->attention, 0, &layer->weights, &layer->saved, VIEW(x), VIEW(dout), VIEW(dx), &m->memory);
-    check_tensor(g, "sublayer.dx", VIEW(dx));
-#undef VIEW
+    m->variant->forward(&m->attention, 0, &layer->weights, &layer->saved, in, out, &m->memory);
+    check_tensor(g, "sublayer.out", out);
+    m->variant->backward(&m->attention, 0, &layer->weights, &layer->saved, in, grad_out, dx, &m->memory);
+    check_tensor(g, "sublayer.dx", dx);
     assert_int_equal(arena_mark(&m->memory), mark);
     for (int i = 0; i < layer->attention_count; i++) {
         char name[128];
@@ -184,8 +223,11 @@ static void check_sublayer(golden *g) {
     }
     free(x);
     free(dout);
-    free(out);
-    free(dx);
+    free(poison);
+    g->ops.release(&g->ops, in.data);
+    g->ops.release(&g->ops, out.data);
+    g->ops.release(&g->ops, grad_out.data);
+    g->ops.release(&g->ops, dx.data);
 }
 
 static void check_file(const char *name) {
@@ -227,7 +269,9 @@ static const struct CMUnitTest tests[] = {
 
 static void every_file_has_its_test(void **state) {
     glob_t files;
-    assert_int_equal(glob(GOLDEN_FOLDER "/*.safetensors", 0, NULL, &files), 0);
+    char pattern[1024];
+    snprintf(pattern, sizeof pattern, "%s/*.safetensors", folder());
+    assert_int_equal(glob(pattern, 0, NULL, &files), 0);
     assert_int_equal(files.gl_pathc, sizeof tests / sizeof *tests - 1);
     for (size_t i = 0; i < files.gl_pathc; i++) {
         const char *base = strrchr(files.gl_pathv[i], '/') + 1;

@@ -24,6 +24,6 @@ status cmd_version(int argc, char **argv) {
     printf("compiler   gcc %s\n", __VERSION__);
     printf("mpi        %s\n", library);
     printf("blas       %s\n", ops_cpu_blas());
-    printf("devices    cpu (%ld cores)\n", sysconf(_SC_NPROCESSORS_ONLN));
+    printf("devices    cpu (%ld cores), %d NVIDIA GPUs\n", sysconf(_SC_NPROCESSORS_ONLN), ops_cuda_devices());
     return STATUS_OK;
 }
