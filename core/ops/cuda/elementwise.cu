@@ -92,22 +92,6 @@ static __global__ void __launch_bounds__(ROW_WARPS *WARP)
     }
 }
 
-/* y = sum + beta y, sum fp32 [rows, cols] without gaps. */
-template <typename T, int W>
-static __global__ void __launch_bounds__(ROW_WARPS *WARP)
-    add_sum(view<T> y, const float *sum, float beta, int64_t rows, int cols) {
-    int64_t row = warp_row();
-    if (row >= rows) return;
-    for (int j = threadIdx.x * W; j < cols; j += WARP * W) {
-        float at[W], more[W];
-        load(at, y.row(row) + j);
-        load(more, sum + row * cols + j);
-#pragma unroll
-        for (int i = 0; i < W; i++) at[i] = more[i] + beta * at[i];
-        store(y.row(row) + j, at);
-    }
-}
-
 /* Bits, not values: any NaN stays what it is. */
 template <typename T, int W>
 static __global__ void __launch_bounds__(ROW_WARPS *WARP) copy(view<T> y, view<const T> x, int64_t rows, int cols) {
@@ -161,13 +145,5 @@ extern "C" cudaError_t launch_copy(tensor y, tensor x, cudaStream_t stream) {
         using T = decltype(type);
         copy<T, w.value>
             <<<row_grid(y.rows), row_block(), 0, stream>>>(view_of<T>(y), view_of<const T>(x), y.rows, (int)y.cols);
-    });
-}
-
-extern "C" cudaError_t launch_add_sum(tensor y, const float *sum, float beta, cudaStream_t stream) {
-    return dispatch(y.type, y.rows, wide(y) && wide_pointer(sum), [&](auto type, auto w) {
-        using T = decltype(type);
-        add_sum<T, w.value>
-            <<<row_grid(y.rows), row_block(), 0, stream>>>(view_of<T>(y), sum, beta, y.rows, (int)y.cols);
     });
 }

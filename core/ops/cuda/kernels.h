@@ -21,8 +21,6 @@ cudaError_t launch_rope(tensor x, rope_args args, cudaStream_t stream);
 cudaError_t launch_swiglu_forward(tensor h, tensor gate_up, cudaStream_t stream);
 cudaError_t launch_swiglu_backward(tensor dgate_up, tensor dh, tensor gate_up, cudaStream_t stream);
 cudaError_t launch_add(tensor y, tensor a, tensor b, cudaStream_t stream);
-/* y = sum + beta y with one rounding; sum fp32 [y.rows, y.cols], no gaps */
-cudaError_t launch_add_sum(tensor y, const float *sum, float beta, cudaStream_t stream);
 cudaError_t launch_copy(tensor y, tensor x, cudaStream_t stream);
 
 /* embedding.cu */
