@@ -1,5 +1,5 @@
-/* Private to comm/: the arithmetic of DESIGN section 4, from the host of each world rank to every rank's role, without
- * MPI, so that layouts of many hosts are tested on one. */
+/* Private to comm/: the arithmetic of docs/design.md section 4, from the host of each world rank to every rank's role,
+ * without MPI, so that layouts of many hosts are tested on one. */
 #pragma once
 
 #include "core/status.h"

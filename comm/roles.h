@@ -1,4 +1,4 @@
-/* Who does what in a job (DESIGN section 4): P x Q compute ranks and the diagnostics ranks, from one world.
+/* Who does what in a job (docs/design.md section 4): P x Q compute ranks and the diagnostics ranks, from one world.
  *
  * Diagnostics ranks are the highest local ranks of the hosts with the most ranks; compute ranks are numbered host by
  * host after that. Tensor-parallel groups are P contiguous compute ranks, data-parallel groups stride across them. */

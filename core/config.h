@@ -1,4 +1,4 @@
-/* The configuration of a run: the keys of config_keys.h, read from YAML and --set (DESIGN section 8).
+/* The configuration of a run: the keys of config_keys.h, read from YAML and --set (docs/design.md section 8).
  *
  * A value's type comes from the schema, not from YAML's guess. Every error is STATUS_CONFIG with one message naming
  * file, line, key and, for an unknown key, the nearest valid one. */
@@ -70,10 +70,10 @@ typedef struct config {
 #undef KEY
 } config;
 
-/* Reads the file (NULL: defaults alone), applies the "section.key=value" settings (they win over the file; a key set twice in
- * either is an error), fills what `model.size` and the variant imply (explicit keys win), and checks every rule that one
- * rank can check. Left at 0 for others to derive: parallel.data, run.threads, train.micro_batch, and model.vocab where no size
- * gives it. NO_INPUT when the file is missing. After a failure there is nothing to free. */
+/* Reads the file (NULL: defaults alone), applies the "section.key=value" settings (they win over the file; a key set
+ * twice in either is an error), fills what `model.size` and the variant imply (explicit keys win), and checks every
+ * rule that one rank can check. Left at 0 for others to derive: parallel.data, run.threads, train.micro_batch, and
+ * model.vocab where no size gives it. NO_INPUT when the file is missing. After a failure there is nothing to free. */
 status config_load(config *out, const char *path, const char *const *settings, int setting_count);
 
 void config_free(config *c);

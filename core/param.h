@@ -1,6 +1,6 @@
 /* What a module says about one of its parameters: shape, how tensor parallelism cuts it, which gradient class it is in
- * (DESIGN section 4), how it starts. trainer/params.h turns a list of these into storage; nothing else decides what is
- * reduced. */
+ * (docs/design.md section 4), how it starts. trainer/params.h turns a list of these into storage; nothing else decides
+ * what is reduced. */
 #pragma once
 
 #include <stdbool.h>

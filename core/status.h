@@ -1,4 +1,4 @@
-/* Status codes: what every fallible call returns, and the exit code of the program (DESIGN section 8).
+/* Status codes: what every fallible call returns, and the exit code of the program (docs/design.md section 8).
  *
  * A call that fails records one message for the person in front of the terminal and returns the code; callers pass the
  * code up unchanged. The first message of a thread is kept until status_clear(). Only main prints it and ends the

@@ -1,4 +1,4 @@
-/* Token shards in llm.c's layout (DESIGN section 9): a 256 x int32 header, then the tokens.
+/* Token shards in llm.c's layout (docs/design.md section 9): a 256 x int32 header, then the tokens.
  * magic 20240520, version 1: uint16 tokens; magic 20240801, version 7: uint32 tokens. header[2] holds the count; where
  * it does not fit, the file's size decides. Little-endian. */
 #pragma once

@@ -1,4 +1,4 @@
-/* Factors, cores and spectra of every recorded matrix of a snapshot (DESIGN sections 6.1 and 6.2).
+/* Factors, cores and spectra of every recorded matrix of a snapshot (docs/design.md sections 6.1 and 6.2).
  *
  * d width, H heads, G kv heads, D_n / D_r the parts of a head's query and key without and with rotary (D_r = 0: whole
  * heads), D_qk = D_n + D_r, R_kv latent, R_q query latent. All in float64; a row-major [m, d] factor is its d x m
@@ -157,7 +157,7 @@ static int greatest(int a, int b) {
 
 /* ---------------------------------------------------------------- which matrices */
 
-/* r: the smallest dimension of the chain (DESIGN section 6.4 lists the chains). */
+/* r: the smallest dimension of the chain (docs/design.md section 6.4 lists the chains). */
 static int map_rank(const maps *m, int part, int scope) {
     bool layer = scope == MAPS_layer;
     int content = layer ? m->heads * m->chain.content : m->chain.content, rope = m->chain.rope;

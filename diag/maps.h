@@ -1,4 +1,4 @@
-/* From a snapshot's weights to the spectra of the effective maps (DESIGN sections 6.1 and 6.2).
+/* From a snapshot's weights to the spectra of the effective maps (docs/design.md sections 6.1 and 6.2).
  *
  * A_h (queries) and B_h (keys) of head h act on the block norm's output without its gain. form: score is A_h^T B_h, by
  * QR factors and never d x d for a head; channel is A_h B_h^T; weight is one head's (or one shared) weight matrix as it

@@ -1,4 +1,4 @@
-/* The tables and views of DESIGN section 7. The columns of a spectrum come from SPECTRUM_COLUMNS. */
+/* The tables and views of docs/design.md section 7. The columns of a spectrum come from SPECTRUM_COLUMNS. */
 #pragma once
 
 #include "diag/spectrum.h"

@@ -1,5 +1,5 @@
-/* Singular values and the null-free statistics of one spectrum (DESIGN section 6.3). Outputs are overwritten; all
- * memory is the worker's, allocated once.
+/* Singular values and the null-free statistics of one spectrum (docs/design.md section 6.3). Outputs are overwritten;
+ * all memory is the worker's, allocated once.
  *
  * p <= n: the core's sides; r: the number of singular values; lambda: lambda_i / lambda_max, ascending, unless said
  * otherwise. */

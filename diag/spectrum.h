@@ -1,4 +1,5 @@
-/* The statistics of one spectrum (DESIGN section 6.3): from a matrix to singular values to one row of the database.
+/* The statistics of one spectrum (docs/design.md section 6.3): from a matrix to singular values to one row of the
+ * database.
  *
  * s singular values, descending; lambda = s^2, unscaled; r their number: the smallest dimension of the factor chain, so
  * that zeros by shape never enter; gamma = p/n <= 1 of the core; sigma2 the variance estimate, n times that of an

@@ -1,4 +1,4 @@
-/* The run's database: opening, the queue of records, and the writing of each kind (DESIGN section 7).
+/* The run's database: opening, the queue of records, and the writing of each kind (docs/design.md section 7).
  *
  * SQLite's own error is the message. A transient failure (locked, disk full, I/O) rolls the transaction back and keeps
  * the queue; a record that the database will never take is dropped, logged and counted. */

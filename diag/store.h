@@ -1,4 +1,4 @@
-/* The run's database (DESIGN section 7): one SQLite file, one writer, readers welcome.
+/* The run's database (docs/design.md section 7): one SQLite file, one writer, readers welcome.
  *
  * Writing is a queue: store_add() keeps a record, store_flush() writes all that wait in one transaction. When that
  * fails (disk full, database locked) they stay, are counted, and go with the next transaction, together with an event

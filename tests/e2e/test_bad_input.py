@@ -51,7 +51,7 @@ class BadInput(harness.RunTest):
         self.refused(CONFIG, 4, self.config(), "run", "parallel.tensor=3", says=["heads", "3"])
 
     def test_kv_heads_not_divisible(self):
-        """CASES 3: G = 2 over P = 4 is refused, naming both."""
+        """docs/cases.md 3: G = 2 over P = 4 is refused, naming both."""
         self.refused(CONFIG, 5, self.config(model=dict(kv_heads=2)), "run", "parallel.tensor=4", says=["kv_heads", "2", "4"])
 
     def test_too_few_ranks_shows_the_launch_line(self):
@@ -89,7 +89,7 @@ class BadInput(harness.RunTest):
         self.assertEqual(self.losses(self.database("run")), before)
 
     def test_end_of_data_stops_all_ranks_at_one_step(self):
-        """CASES 13: one global batch and 3 samples, Q = 2."""
+        """docs/cases.md 13: one global batch and 3 samples, Q = 2."""
         harness.write_shard(self.path("train-00000.bin"), harness.markov_tokens((4 + 3) * harness.CONTEXT + 1))
         config = self.config(train=dict(steps=5, global_batch=4))
         code, _, err = self.launch(3, config, "once", "data.repeat=false")

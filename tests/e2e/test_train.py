@@ -66,7 +66,7 @@ class Train(harness.RunTest):
                 self.assertEqual(watched, alone)
 
     def test_micro_batches_do_not_change_the_run(self):
-        """CASES 5, through the program: a global batch of 8 in micro-batches of every size, over 1 and 2 ranks."""
+        """docs/cases.md 5, through the program: a global batch of 8 in micro-batches of every size, over 1 and 2 ranks."""
         self.dataset()
         losses = []
         for ranks, micro in ((1, 8), (1, 4), (1, 1), (2, 4), (2, 1)):
@@ -98,7 +98,7 @@ class Train(harness.RunTest):
         self.assertEqual(db.execute("SELECT step, status FROM snapshots").fetchall(), [(0, "done")])
 
     def test_vocabulary_that_ranks_do_not_divide(self):
-        """CASES 4: V = 509, the last id in the data."""
+        """docs/cases.md 4: V = 509, the last id in the data."""
         vocab = 509
         self.dataset(vocab=vocab)
         harness.write_shard(self.path("train-00000.bin"), ([508] + harness.markov_tokens(60, vocab)) * 50)
@@ -109,7 +109,7 @@ class Train(harness.RunTest):
             self.assertAlmostEqual(losses[p][0], losses[1][0], delta=1e-6 * losses[1][0])
 
     def test_validation_weighs_every_token_the_same(self):
-        """CASES 14: 29 windows in batches of 1, 3 and 8, over 1 and 2 data-parallel ranks."""
+        """docs/cases.md 14: 29 windows in batches of 1, 3 and 8, over 1 and 2 data-parallel ranks."""
         self.dataset(validation=29 * harness.CONTEXT + 1)
         values = []
         for ranks, batch, micro in ((1, 1, 1), (1, 3, 3), (1, 8, 8), (2, 4, 2)):
@@ -122,7 +122,7 @@ class Train(harness.RunTest):
             self.assertAlmostEqual(loss, values[0][0], delta=1e-6 * values[0][0])
 
     def test_learning_rates_are_recorded_as_scheduled(self):
-        """CASES 9, in the database."""
+        """docs/cases.md 9, in the database."""
         self.dataset()
         config = self.config(train=dict(steps=6, warmup=2, lr="1e-3", min_lr_ratio=0.1), diagnostics=dict(ranks=0))
         got = [r[0] for r in self.train(1, config, "run").execute("SELECT lr FROM train_metrics ORDER BY step")]

@@ -1,5 +1,5 @@
-/* Gradient accumulation (CASES 5): a global batch of 8 as 8 x 1, 4 x 2, 2 x 4 and 1 x 8 samples has the same loss,
- * gradient and first moment, for each variant. */
+/* Gradient accumulation (docs/cases.md 5): a global batch of 8 as 8 x 1, 4 x 2, 2 x 4 and 1 x 8 samples has the same
+ * loss, gradient and first moment, for each variant. */
 #include "check.h"
 
 #include "core/rng.h"

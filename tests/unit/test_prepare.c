@@ -259,7 +259,8 @@ static void shards_are_cut_at_their_size(void **state) {
     folder_remove(&f);
 }
 
-/* CASES 12 where training a model would take too long: what prepare writes through, with vocabularies at the edge. */
+/* docs/cases.md 12 where training a model would take too long: what prepare writes through, with vocabularies at the
+ * edge. */
 static void width_follows_the_vocabulary(void **state) {
     const struct {
         int64_t vocab;

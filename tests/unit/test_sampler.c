@@ -89,7 +89,8 @@ static void refuses_what_cannot_be_trained_on(void **state) {
     folder_remove(&f);
 }
 
-/* CASES 12: V = 512 and a shard that holds id 512, in a block of its own far behind the start, or as the last token. */
+/* docs/cases.md 12: V = 512 and a shard that holds id 512, in a block of its own far behind the start, or as the last
+ * token. */
 static void an_id_outside_the_vocabulary_is_named(void **state) {
     folder f = folder_make();
     const int64_t places[] = {0, 65535, 65536, 199999};
@@ -237,8 +238,8 @@ static void the_order_is_pinned(void **state) {
         if (got[i] != want[i]) fail_msg("place %d: %lld, want %lld", i, (long long)got[i], (long long)want[i]);
 }
 
-/* CASES 13, the data's half: one global batch plus 3 samples. Without repetition there is one step; with it the second
- * step goes on into the next epoch and still visits every window once an epoch. */
+/* docs/cases.md 13, the data's half: one global batch plus 3 samples. Without repetition there is one step; with it the
+ * second step goes on into the next epoch and still visits every window once an epoch. */
 static void the_end_of_the_data(void **state) {
     dataset d;
     sampler s = sampler_of(&d, 8 + 3, 1, 8);

@@ -58,7 +58,7 @@ static void round_trip(int64_t largest_id, int want_bytes) {
     folder_remove(&f);
 }
 
-/* CASES 12: vocabularies of 65536, 65537 and 70000 ids. */
+/* docs/cases.md 12: vocabularies of 65536, 65537 and 70000 ids. */
 static void width_follows_the_largest_id(void **state) {
     round_trip(65535, 2);
     round_trip(65536, 4);

@@ -26,7 +26,7 @@ static void test_learning_rate_is_the_closed_form(void **state) {
     for (int64_t t = 11; t <= 110; t++) assert_true(schedule_lr(&c, t) < schedule_lr(&c, t - 1));
 }
 
-/* CASES 9: no warm-up, warm-up as long as the run, a single step. */
+/* docs/cases.md 9: no warm-up, warm-up as long as the run, a single step. */
 static void test_learning_rate_is_finite_at_the_edges(void **state) {
     const int64_t cases[][2] = {{0, 10}, {10, 10}, {0, 1}, {1, 1}};
     for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
