@@ -13,6 +13,7 @@ enum { LEAST_COMPUTE_CAPABILITY = 8, SCRATCH_BYTES = 48 << 20 };
 
 bool cuda_check(ops *o, cudaError_t code, const char *what) {
     if (code == cudaSuccess) return true;
+    cudaGetLastError(); /* CUDA keeps it too, and would show it to the next launch, of whatever table */
     if (o->first_error == STATUS_OK)
         o->first_error = status_fail(STATUS_INTERNAL, "GPU %d: %s: %s (%s)", cuda_of(o)->device, what,
                                      cudaGetErrorString(code), cudaGetErrorName(code));
