@@ -309,7 +309,8 @@ static void print_layers(const table *t, const query_request *r, FILE *out) {
         out,
         "\nOf the %s form, part %s, %s: outlier energy is the share above the Marchenko-Pastur edge, MP gap the "
         "largest\n"
-        "eigenvalue over that edge (above 1: a spike), stable and effective rank how many directions carry the map.\n",
+        "eigenvalue over that edge (untrained products may be above 1 as well), stable and effective rank how many\n"
+        "directions carry the map.\n",
         r->form ? r->form : "score", r->part ? r->part : "full",
         strcmp(stat, "layer") == 0 ? "the layer as a whole"
         : strcmp(stat, "max") == 0 ? "maximum over heads"
