@@ -4,12 +4,12 @@
  * Causal flops: forward B H T^2 (D_qk + D_v), backward B H T^2 (3 D_qk + 2 D_v), the five products of FlashAttention-2.
  * Results are checked against the CPU core by test_attention_cuda; here only that no call failed. */
 #include "attention/core.h"
+#include "core/clock.h"
 #include "core/rng.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
 
 enum { REPEATS = 3, ROUNDS = 3, OPERANDS = 10 };
 
@@ -23,12 +23,6 @@ static const shape shapes[] = {
     {"96/64-2k", 8, 16, 2048, 64, 32, 64},     {"128-4k", 4, 16, 4096, 128, 0, 128},
     {"192/128-4k", 4, 16, 4096, 128, 64, 128},
 };
-
-static double now_s(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* A bf16 matrix of normal values; data NULL when the device has no room. */
 static tensor matrix(ops *o, int64_t rows, int64_t cols, uint64_t stream) {
@@ -57,7 +51,7 @@ static tensor matrix(ops *o, int64_t rows, int64_t cols, uint64_t stream) {
 static double time_pass(ops *o, const attn_core *core, const attn_core_args *a, const attn_core_grads *g, arena *s) {
     double best = INFINITY;
     for (int round = 0; round <= ROUNDS; round++) { /* the first is to warm up */
-        double start = now_s();
+        double start = clock_now_s();
         for (int i = 0; i < REPEATS; i++) {
             if (g)
                 core->backward(o, a, g, s);
@@ -65,7 +59,7 @@ static double time_pass(ops *o, const attn_core *core, const attn_core_args *a, 
                 core->forward(o, a, s);
         }
         o->sync(o);
-        double seconds = (now_s() - start) / REPEATS;
+        double seconds = (clock_now_s() - start) / REPEATS;
         if (round > 0 && seconds < best) best = seconds;
     }
     return best;

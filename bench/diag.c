@@ -5,12 +5,12 @@
  * Checks first that queries twice as large give singular values twice as large, bit for bit, and that every status is
  * ok; then prints one JSON line: median ms of computing and of writing a snapshot, and bytes a row in the finished
  * file. */
+#include "core/clock.h"
 #include "diag/store.h"
 #include "tests/unit/snapshots.h"
 
 #include <string.h>
 #include <sys/stat.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { MOST_SNAPSHOTS = 2000, MOST_SETTINGS = 16 };
@@ -24,9 +24,7 @@ typedef struct bench {
 } bench;
 
 static double now_ms(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return 1e3 * (double)t.tv_sec + 1e-6 * (double)t.tv_nsec;
+    return 1e3 * clock_now_s();
 }
 
 static int ascending(const void *a, const void *b) {

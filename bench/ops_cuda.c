@@ -4,12 +4,12 @@
  * Bytes are the fewest that the operation must move: each input and output once. The first line is a large copy, the
  * bandwidth that the others are held against. Results are checked against the CPU table by test_ops_cuda; here only
  * that no call failed and that the sum of squares of what was written is finite. */
+#include "core/clock.h"
 #include "core/ops/ops.h"
 
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
 
 enum { WARM_UP = 3, REPEATS = 20, ROUNDS = 5, LOGIT_ROWS = 4096, CONTEXT = 1024, HEAD = 64 };
 
@@ -27,12 +27,6 @@ typedef struct operation {
     void (*call)(bench *b);
     double bytes, flops;
 } operation;
-
-static double now_s(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static void run_copy(bench *b) {
     b->o.copy(&b->o, b->dgate_up, b->gate_up);
@@ -183,10 +177,10 @@ static double time_s(bench *b, const operation *op) {
     for (int i = 0; i < WARM_UP; i++) op->call(b);
     b->o.sync(&b->o);
     for (int round = 0; round < ROUNDS; round++) {
-        double start = now_s();
+        double start = clock_now_s();
         for (int i = 0; i < REPEATS; i++) op->call(b);
         b->o.sync(&b->o);
-        rounds[round] = (now_s() - start) / REPEATS;
+        rounds[round] = (clock_now_s() - start) / REPEATS;
     }
     qsort(rounds, ROUNDS, sizeof *rounds, ascending);
     return rounds[ROUNDS / 2];

@@ -4,6 +4,7 @@
  * Checks first that the loss starts at ln V and falls when one batch is repeated; then prints one JSON line: median ms
  * a step, tokens/s, achieved GFLOP/s and the share of the time inside BLAS products (those of the attention core not
  * counted). */
+#include "core/clock.h"
 #include "trainer/optimizer.h"
 
 #include "core/rng.h"
@@ -11,16 +12,9 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
-#include <time.h>
 #include <unistd.h>
 
 enum { WARM_UP_STEPS = 3, MOST_STEPS = 1000 };
-
-static double now_s(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 static int ascending(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
@@ -64,9 +58,9 @@ static status run(const char *size, const char *variant, int64_t batch, int step
                            log((double)m.vocab));
     double gemm = o.gemm_seconds, flops = o.flops, total = 0;
     for (int i = 0; i < steps; i++) {
-        double start = now_s();
+        double start = clock_now_s();
         step(&m, &self, &c, tokens, tokens + 1, WARM_UP_STEPS + 1 + i);
-        times[i] = now_s() - start;
+        times[i] = clock_now_s() - start;
         total += times[i];
     }
     gemm = (o.gemm_seconds - gemm) / total;

@@ -2,6 +2,7 @@
 
 #include "comm/roles.h"
 #include "comm/thread.h"
+#include "core/clock.h"
 #include "core/log.h"
 
 #include <stdbool.h>
@@ -44,7 +45,7 @@ _Noreturn static void bite(const comm_watchdog *w, const comm_group *g) {
 }
 
 static void look(comm_watchdog *w) {
-    double now = comm_now_s();
+    double now = clock_now_s();
     for (int i = 0; i < w->count; i++) {
         watch *seen = &w->watches[i];
         uint64_t waits = __atomic_load_n(&seen->group->waits, __ATOMIC_ACQUIRE);

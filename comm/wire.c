@@ -6,6 +6,7 @@
 #include "comm/backends.h"
 #include "comm/backoff.h"
 #include "comm/thread.h"
+#include "core/clock.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -75,7 +76,7 @@ static bool abandoned(const limits *l) {
 /* OK while there is reason to go on waiting for the other end, since `since`. */
 static status check_limits(const limits *l, double since) {
     if (abandoned(l)) return status_fail(STATUS_INTERNAL, "the channel was abandoned");
-    if (comm_now_s() - since <= l->patience_s) return STATUS_OK;
+    if (clock_now_s() - since <= l->patience_s) return STATUS_OK;
     return status_fail(STATUS_INTERNAL,
                        "the other end of the channel between compute and diagnostics ranks has done "
                        "nothing for %.0f s: is that process stopped?",
@@ -84,7 +85,7 @@ static status check_limits(const limits *l, double since) {
 
 static status wait_for(MPI_Request *request, const limits *l) {
     backoff pause = {0};
-    double since = comm_now_s();
+    double since = clock_now_s();
     for (;;) {
         int done = 0;
         TRY(comm_check(MPI_Test(request, &done, MPI_STATUS_IGNORE), "the channel to the diagnostics rank"));
@@ -237,7 +238,7 @@ static void free_out(wire_out *w) {
 /* MPI must not end with messages that nobody took: the receiver's thread marks its last credit. */
 static status receive_last_credit(wire_out *w) {
     backoff pause = {0};
-    double since = comm_now_s();
+    double since = clock_now_s();
     for (;;) {
         TRY(receive_credits(w));
         if (w->last_credit) return STATUS_OK;

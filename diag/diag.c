@@ -4,6 +4,7 @@
  * Nothing here ends the service: what goes wrong with a message, a snapshot or the database becomes an event and a log
  * line. */
 #include "diag/diag.h"
+#include "core/clock.h"
 
 #include "core/log.h"
 #include "diag/maps.h"
@@ -15,7 +16,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 /* Credits bound the snapshots under way; one more tells that a rank's share of an old one was lost. */
 enum { MOST_UNDER_WAY = CHANNEL_SNAPSHOT_BUFFERS + 1 };
@@ -38,9 +38,7 @@ struct diag {
 };
 
 static double now_ms(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec * 1e3 + (double)t.tv_nsec * 1e-6;
+    return 1e3 * clock_now_s();
 }
 
 bool diag_wants(const config *c, const char *tensor_name) {

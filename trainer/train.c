@@ -4,6 +4,7 @@
  * job with one message. An operation or collective that fails in mid-step leaves the ranks in different places: it
  * aborts the job. */
 #include "trainer/train.h"
+#include "core/clock.h"
 
 #include "comm/channel.h"
 #include "comm/watchdog.h"
@@ -24,7 +25,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
 /* In one collective longer than this, a rank is lost: its peers differ by milliseconds. */
@@ -54,12 +54,6 @@ typedef struct trainer {
     pthread_t local_thread;
     bool local_thread_runs;
 } trainer;
-
-static double now_s(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
 
 /* ---------------------------------------------------------------- set-up */
 
@@ -242,7 +236,7 @@ static void accumulate(trainer *t, int64_t step) {
 static void progress(const trainer *t, const diag_step *r) {
     if (t->roles.compute_rank != 0) return;
     bool due = r->step % t->c.train.log_every == 0 || r->step == 1 || r->step == t->last_step;
-    double left_s = (double)(t->last_step - r->step) * (now_s() - t->started_s) / (double)r->step;
+    double left_s = (double)(t->last_step - r->step) * (clock_now_s() - t->started_s) / (double)r->step;
     if (isatty(STDERR_FILENO) && !due)
         fprintf(stderr, "\rstep %ld/%ld  loss %.4f  %.0f tokens/s  %.0f s left\033[K", (long)r->step,
                 (long)t->last_step, r->loss, r->tokens_per_s, left_s);
@@ -266,7 +260,7 @@ static status not_finite(trainer *t, const diag_step *r) {
 }
 
 static status step(trainer *t, int64_t number) {
-    double start = now_s();
+    double start = clock_now_s();
     int64_t tokens = t->c.train.global_batch * t->c.model.context;
     accumulate(t, number);
     optimizer_reduce(&t->model, &t->dp);
@@ -285,7 +279,7 @@ static status step(trainer *t, int64_t number) {
         log_error("step %ld: %s", (long)number, status_message());
         comm_abort(s);
     }
-    record.step_ms = 1e3 * (now_s() - start);
+    record.step_ms = 1e3 * (clock_now_s() - start);
     record.tokens_per_s = 1e3 * (double)tokens / record.step_ms;
     t->loss = record.loss;
     post(t, DIAG_STEP, number, &record, sizeof record);
@@ -302,7 +296,7 @@ static status train_loop(trainer *t) {
     int64_t number = 0;
     const comm_group *const groups[] = {&t->tp, &t->dp};
     TRY(comm_watch(&t->watchdog, groups, 2, patience_s));
-    t->started_s = now_s();
+    t->started_s = clock_now_s();
     post_unigram_entropy(t);
     snapshot_if_due(t, 0);
     if (t->validates && t->last_step == 0) validate(t, 0);
@@ -311,7 +305,7 @@ static status train_loop(trainer *t) {
         s = step(t, number);
     }
     comm_unwatch(t->watchdog);
-    double seconds = now_s() - t->started_s;
+    double seconds = clock_now_s() - t->started_s;
     t->tokens_per_s = (double)(number * t->c.train.global_batch * t->c.model.context) / seconds;
 
     if (s == STATUS_OK && number < t->c.train.steps) {

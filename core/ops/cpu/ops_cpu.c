@@ -1,5 +1,6 @@
 /* The CPU table of operations: products by OpenBLAS, the rest by OpenMP loops over rows. It is the reference that other
  * tables are tested against. Reductions run in an order that does not depend on the number of threads. */
+#include "core/clock.h"
 #include "core/ops/cpu/vector.h"
 #include "core/ops/ops.h"
 
@@ -8,7 +9,6 @@
 #include <omp.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 enum { COLUMN_BLOCK = 64, SUM_BLOCKS = 256, SUM_COLUMNS = 512 };
 
@@ -41,22 +41,16 @@ static void cpu_sync(ops *o) {}
 
 /* ---------------------------------------------------------------- products */
 
-static double now_s(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-
 static void cpu_matmul(ops *o, tensor y, tensor a, bool transpose_a, tensor b, bool transpose_b, float beta) {
     int64_t inner = transpose_a ? a.rows : a.cols;
     assert(y.rows == (transpose_a ? a.cols : a.rows));
     assert(y.cols == (transpose_b ? b.rows : b.cols));
     assert(inner == (transpose_b ? b.cols : b.rows));
-    double start = now_s();
+    double start = clock_now_s();
     cblas_sgemm(CblasRowMajor, transpose_a ? CblasTrans : CblasNoTrans, transpose_b ? CblasTrans : CblasNoTrans,
                 (blasint)y.rows, (blasint)y.cols, (blasint)inner, 1.0f, tensor_f32(a), (blasint)a.ld, tensor_f32(b),
                 (blasint)b.ld, beta, tensor_f32(y), (blasint)y.ld);
-    o->gemm_seconds += now_s() - start;
+    o->gemm_seconds += clock_now_s() - start;
     o->flops += 2.0 * (double)y.rows * (double)y.cols * (double)inner;
 }
 
