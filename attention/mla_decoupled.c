@@ -107,41 +107,38 @@ static void forward(attn_env *env, int layer, const attn_weights *w, attn_saved 
     ops_linear(env->ops, out, saved->slot[O], w->weight[W_O], false);
 }
 
+/* A latent between two projections, its slots of attn_saved and its weights. */
+typedef struct latent_path {
+    int latent, normed, rstd; /* slots, and the vector */
+    int up, down, gain;       /* weights */
+} latent_path;
+
+/* dx = (or adds, when accumulate) what reaches x through the latent from dy, the gradient of normed W_upt. */
+static void backward_latent(attn_env *env, const attn_weights *w, const attn_saved *saved, latent_path p, tensor x,
+                            tensor dy, tensor dx, bool accumulate, arena *scratch) {
+    size_t mark = arena_mark(scratch);
+    tensor latent = saved->slot[p.latent];
+    tensor dnormed = arena_tensor(scratch, latent.type, latent.rows, latent.cols);
+    tensor dlatent = arena_tensor(scratch, latent.type, latent.rows, latent.cols);
+    ops_linear_dw(env->ops, w->gradient[p.up], dy, saved->slot[p.normed]);
+    ops_linear_dx(env->ops, dnormed, dy, w->weight[p.up], false);
+    attn_latent_backward(env, dlatent, dnormed, latent, saved->vector[p.rstd], w->weight[p.gain], w->gradient[p.gain]);
+    ops_linear_dw(env->ops, w->gradient[p.down], dlatent, x);
+    ops_linear_dx(env->ops, dx, dlatent, w->weight[p.down], accumulate);
+    arena_release(scratch, mark);
+}
+
 /* dx = the share of the queries. */
 static void backward_q(attn_env *env, const attn_weights *w, const attn_saved *saved, tensor x, tensor dq, tensor dx,
                        arena *scratch) {
     const attn_dims *d = &env->dims;
-    if (!d->q_latent) {
-        ops_linear_dw(env->ops, w->gradient[W_Q], dq, x);
-        ops_linear_dx(env->ops, dx, dq, w->weight[W_Q], false);
+    if (d->q_latent) {
+        const latent_path path = {Q_C, Q_C_NORMED, Q_RSTD, W_Q, w_dq(d), g_q(d)};
+        backward_latent(env, w, saved, path, x, dq, dx, false, scratch);
         return;
     }
-    size_t mark = arena_mark(scratch);
-    tensor latent = saved->slot[Q_C];
-    tensor dnormed = arena_tensor(scratch, latent.type, latent.rows, latent.cols);
-    tensor dlatent = arena_tensor(scratch, latent.type, latent.rows, latent.cols);
-    ops_linear_dw(env->ops, w->gradient[W_Q], dq, saved->slot[Q_C_NORMED]);
-    ops_linear_dx(env->ops, dnormed, dq, w->weight[W_Q], false);
-    attn_latent_backward(env, dlatent, dnormed, latent, saved->vector[Q_RSTD], w->weight[g_q(d)], w->gradient[g_q(d)]);
-    ops_linear_dw(env->ops, w->gradient[w_dq(d)], dlatent, x);
-    ops_linear_dx(env->ops, dx, dlatent, w->weight[w_dq(d)], false);
-    arena_release(scratch, mark);
-}
-
-/* Adds the share of the latent that keys and values come from. */
-static void backward_kv(attn_env *env, const attn_weights *w, const attn_saved *saved, tensor x, tensor dkv, tensor dx,
-                        arena *scratch) {
-    const attn_dims *d = &env->dims;
-    size_t mark = arena_mark(scratch);
-    tensor latent = saved->slot[C];
-    tensor dnormed = arena_tensor(scratch, latent.type, latent.rows, latent.cols);
-    tensor dlatent = arena_tensor(scratch, latent.type, latent.rows, latent.cols);
-    ops_linear_dw(env->ops, w->gradient[W_UKV], dkv, saved->slot[C_NORMED]);
-    ops_linear_dx(env->ops, dnormed, dkv, w->weight[W_UKV], false);
-    attn_latent_backward(env, dlatent, dnormed, latent, saved->vector[RSTD], w->weight[g_kv(d)], w->gradient[g_kv(d)]);
-    ops_linear_dw(env->ops, w->gradient[W_DKV], dlatent, x);
-    ops_linear_dx(env->ops, dx, dlatent, w->weight[W_DKV], true);
-    arena_release(scratch, mark);
+    ops_linear_dw(env->ops, w->gradient[W_Q], dq, x);
+    ops_linear_dx(env->ops, dx, dq, w->weight[W_Q], false);
 }
 
 static void backward(attn_env *env, int layer, const attn_weights *w, const attn_saved *saved, tensor x, tensor dout,
@@ -164,7 +161,8 @@ static void backward(attn_env *env, int layer, const attn_weights *w, const attn
     attn_rotate_tail(env, dk_rope, 1, true);
 
     backward_q(env, w, saved, x, dq, dx, scratch);
-    backward_kv(env, w, saved, x, dkv, dx, scratch);
+    const latent_path kv_path = {C, C_NORMED, RSTD, W_UKV, W_DKV, g_kv(d)};
+    backward_latent(env, w, saved, kv_path, x, dkv, dx, true, scratch);
     ops_linear_dw(env->ops, w->gradient[W_KR], dk_rope, x);
     ops_linear_dx(env->ops, dx, dk_rope, w->weight[W_KR], true);
     arena_release(scratch, mark);
