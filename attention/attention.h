@@ -1,4 +1,4 @@
-/* Attention sublayers: three variants, forward and backward, over shared parts (DESIGN section 3).
+/* Attention sublayers: three variants, forward and backward, over shared parts (docs/design.md section 3).
  *
  * B batch, T context, N = B T tokens, d width, H heads, G kv heads, D_n / D_r the parts of a head's query and key
  * without and with rotary, D_qk = D_n + D_r, D_v value dim, R_kv latent dim, R_q query latent dim (0: none). H and G

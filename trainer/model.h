@@ -1,6 +1,6 @@
 /* The LLaMA-like model of one rank: token embedding, L x (RMSNorm, attention, residual, RMSNorm, SwiGLU, residual),
  * RMSNorm, LM head; forward and backward. The embedding and the head are cut by vocabulary, SwiGLU by its hidden units,
- * attention by heads (DESIGN sections 2 to 4).
+ * attention by heads (docs/design.md sections 2 to 4).
  *
  * N = B T tokens of a micro-batch, d width, F feed-forward dim, V vocabulary; _local: this rank's share.
  * All memory comes from one arena at creation; the calls below allocate nothing. */

@@ -1,5 +1,5 @@
 /* The parameter table: where each parameter of the model lies in flat storage, which box of the global tensor this rank
- * holds, and its gradient class. It alone decides what is reduced (DESIGN section 4).
+ * holds, and its gradient class. It alone decides what is reduced (docs/design.md section 4).
  *
  * Flat storage has three regions: sharded, replicated with a complete gradient, replicated with a partial one. A
  * reduction or a norm over a class is one call over its region. Local shapes are padded to equal shares; padding stays
