@@ -3,9 +3,12 @@
  *
  * Each rank also computes the whole model alone (the reference), with the same weights: larger than initial ones, so
  * that attention is far from uniform. Three layers, so that the rank that owns the rotary key changes; feed-forward
- * units and a vocabulary that no P divides. Run with 2 and 4 ranks. */
+ * units and a vocabulary that no P divides. Run with 2 and 4 ranks; with BULKHEAD_TEST_DEVICE=cuda each on a GPU of its
+ * own, over NCCL, the reference on the same GPU. */
 #include "core/rng.h"
+#include "device.h"
 #include "dist.h"
+#include "trainer/device.h"
 #include "trainer/model.h"
 #include "trainer/optimizer.h"
 
@@ -21,9 +24,10 @@ enum { COMMON = sizeof common / sizeof *common };
 typedef struct run {
     config config;
     ops ops;
+    const attn_core *core;
     comm_group tp, dp;
     model model;
-    int64_t batch; /* samples on this rank */
+    int64_t micro_batch, micro_batches; /* samples at a time, and how often, on this rank */
 } run;
 
 /* ---------------------------------------------------------------- two runs of one configuration */
@@ -32,8 +36,8 @@ static void split_world(run *r, int tp) {
     MPI_Comm across_tensor, across_data;
     MPI_Comm_split(MPI_COMM_WORLD, world_rank() / tp, world_rank(), &across_tensor);
     MPI_Comm_split(MPI_COMM_WORLD, world_rank() % tp, world_rank(), &across_data);
-    check_status(comm_over_mpi(&r->tp, across_tensor), STATUS_OK);
-    check_status(comm_over_mpi(&r->dp, across_data), STATUS_OK);
+    check_status(comm_over_device(&r->tp, across_tensor, &r->ops), STATUS_OK);
+    check_status(comm_over_device(&r->dp, across_data, &r->ops), STATUS_OK);
     MPI_Comm_free(&across_tensor);
     MPI_Comm_free(&across_data);
 }
@@ -47,26 +51,27 @@ static void load_config(config *out, const char *const *more, int count) {
     check_status(config_load(out, NULL, settings, COMMON + count), STATUS_OK);
 }
 
-/* tp = 0: alone. */
-static void open_run(run *r, const char *const *settings, int count, int tp) {
-    *r = (run){0};
+/* tp = 0: alone. micro_batches: into how many this rank's samples are cut. */
+static void open_run(run *r, const char *const *settings, int count, int tp, int micro_batches) {
+    *r = (run){.micro_batches = micro_batches};
     load_config(&r->config, settings, count);
-    check_status(ops_cpu(&r->ops, 1), STATUS_OK);
+    r->core = test_device(&r->ops, 1, world_rank(), world_size());
     if (tp) {
         split_world(r, tp);
     } else {
         comm_self(&r->tp);
         comm_self(&r->dp);
     }
-    assert_int_equal(BATCH % r->dp.size, 0);
-    r->batch = BATCH / r->dp.size;
-    check_status(model_create(&r->model, &r->config, &r->ops, &attn_core_cpu, &r->tp, r->batch), STATUS_OK);
+    assert_int_equal(BATCH % (r->dp.size * micro_batches), 0);
+    r->micro_batch = BATCH / r->dp.size / micro_batches;
+    check_status(model_create(&r->model, &r->config, &r->ops, r->core, &r->tp, r->micro_batch), STATUS_OK);
 }
 
 static void close_run(run *r) {
     model_free(&r->model);
     comm_close(&r->tp);
     comm_close(&r->dp);
+    device_close(&r->ops);
     config_free(&r->config);
 }
 
@@ -143,27 +148,31 @@ static tensor moment(const params *p, int i) {
     return tensor_make(p->moment1 + p->list[i].offset, DTYPE_F32, p->list[i].rows, p->list[i].cols);
 }
 
-static void check_parameters(const run *r, const run *alone, const char *kind, tensor (*view)(const params *, int)) {
+static void check_parameters(run *r, run *alone, const char *kind, tensor (*view)(const params *, int)) {
     const params *p = &r->model.params, *whole = &alone->model.params;
     assert_int_equal(p->count, whole->count);
     for (int i = 0; i < p->count; i++) {
         assert_string_equal(p->list[i].name, whole->list[i].name);
-        check_parameter(r, kind, i, view(p, i), view(whole, i));
+        tensor got = test_to_host(&r->ops, view(p, i)), want = test_to_host(&alone->ops, view(whole, i));
+        check_parameter(r, kind, i, got, want);
+        free(got.data);
+        free(want.data);
     }
 }
 
 /* What every rank of a group holds whole is the same bits on all of them. */
-static void check_replicas(const run *r, tensor (*view)(const params *, int)) {
+static void check_replicas(run *r, tensor (*view)(const params *, int)) {
     const params *p = &r->model.params;
     for (int i = 0; i < p->count; i++) {
         if (p->list[i].region == REGION_SHARDED) continue;
-        tensor t = view(p, i);
+        tensor t = test_to_host(&r->ops, view(p, i));
         int count = (int)(t.rows * t.cols);
         float *first = malloc((size_t)count * sizeof *first);
         memcpy(first, t.data, (size_t)count * sizeof *first);
         MPI_Bcast(first, count, MPI_FLOAT, 0, MPI_COMM_WORLD);
         assert_memory_equal(first, t.data, (size_t)count * sizeof *first);
         free(first);
+        free(t.data);
     }
 }
 
@@ -174,14 +183,17 @@ static void draw_tokens(int32_t *tokens, uint64_t stream) {
     tokens[0] = VOCAB - 1;
 }
 
-static void check_initial_weights(const run *r, const run *alone) {
+static void check_initial_weights(run *r, run *alone) {
     const params *p = &r->model.params, *whole = &alone->model.params;
     for (int i = 0; i < p->count; i++) {
         const param *q = &p->list[i];
-        tensor mine = params_weight(p, i), all = params_weight(whole, i);
+        tensor mine = test_to_host(&r->ops, params_weight(p, i)),
+               all = test_to_host(&alone->ops, params_weight(whole, i));
         for (int64_t row = 0; row < q->n_rows; row++)
             assert_memory_equal(tensor_f32(mine) + row * mine.ld, tensor_f32(all) + (q->row + row) * all.ld + q->col,
                                 (size_t)q->n_cols * sizeof(float));
+        free(mine.data);
+        free(all.data);
     }
 }
 
@@ -189,17 +201,22 @@ static void check_initial_weights(const run *r, const run *alone) {
  * reduction. */
 static void attention_pass(run *r, int layer, const float *x, const float *dout, float *out, float *dx) {
     model *m = &r->model;
+    ops *o = &r->ops;
     model_layer *l = &m->layer[layer];
     int64_t n = m->tokens, d = m->width;
-    tensor tx = tensor_make((void *)x, DTYPE_F32, n, d), tdout = tensor_make((void *)dout, DTYPE_F32, n, d);
+    size_t bytes = (size_t)(n * d) * sizeof *x;
+    tensor tx = test_to_device(o, x, n, d), tdout = test_to_device(o, dout, n, d);
+    tensor result = test_to_device(o, x, n, d);
     model_zero_gradients(m);
-    m->variant->forward(&m->attention, layer, &l->weights, &l->saved, tx, tensor_make(out, DTYPE_F32, n, d),
-                        &m->memory);
-    comm_all_reduce(&r->tp, out, n * d, DTYPE_F32, COMM_SUM, "test output", layer);
-    m->variant->backward(&m->attention, layer, &l->weights, &l->saved, tx, tdout, tensor_make(dx, DTYPE_F32, n, d),
-                         &m->memory);
-    comm_all_reduce(&r->tp, dx, n * d, DTYPE_F32, COMM_SUM, "test gradient", layer);
+    m->variant->forward(&m->attention, layer, &l->weights, &l->saved, tx, result, &m->memory);
+    comm_all_reduce(&r->tp, result.data, n * d, DTYPE_F32, COMM_SUM, "test output", layer);
+    o->download(o, out, result.data, bytes);
+    m->variant->backward(&m->attention, layer, &l->weights, &l->saved, tx, tdout, result, &m->memory);
+    comm_all_reduce(&r->tp, result.data, n * d, DTYPE_F32, COMM_SUM, "test gradient", layer);
+    o->download(o, dx, result.data, bytes);
     optimizer_reduce(m, &r->dp);
+    tensor *const taken[] = {&tx, &tdout, &result};
+    for (size_t i = 0; i < sizeof taken / sizeof *taken; i++) o->release(o, taken[i]->data);
 }
 
 static void check_attention(run *r, run *alone) {
@@ -219,16 +236,16 @@ static void check_attention(run *r, run *alone) {
     free(block);
 }
 
-/* This rank's samples in micro-batches of the model's size. */
+/* This rank's samples, micro-batch by micro-batch. */
 static double train_pass(run *r, const int32_t *input, const int32_t *target) {
     model *m = &r->model;
-    int64_t first = r->dp.rank * r->batch * m->context;
+    int64_t micro = r->micro_batch * m->context, first = r->dp.rank * r->micro_batches * micro;
     model_zero_gradients(m);
-    model_train(m, input + first, target + first, 1.0f / (float)(BATCH * m->context));
-    double loss = model_take_loss(m);
+    for (int64_t at = first; at < first + r->micro_batches * micro; at += micro)
+        model_train(m, input + at, target + at, 1.0f / (float)(BATCH * m->context));
     optimizer_reduce(m, &r->dp);
-    comm_all_reduce(&r->dp, &loss, 1, DTYPE_F64, COMM_SUM, "test loss", -1);
-    return loss / (double)(BATCH * m->context);
+    model_reduce_loss(m, &r->dp);
+    return model_take_loss(m) / (double)(BATCH * m->context);
 }
 
 static void check_step(run *r, run *alone) {
@@ -250,14 +267,14 @@ static void check_step(run *r, run *alone) {
 }
 
 /* Everything over P = tp ranks, Q = the others. */
-static void check_layout(const char *const *settings, int count, int tp) {
+static void check_layout(const char *const *settings, int count, int tp, int micro_batches) {
     run alone, r;
-    open_run(&alone, settings, count, 0);
-    open_run(&r, settings, count, tp);
+    open_run(&alone, settings, count, 0, 1);
+    open_run(&r, settings, count, tp, micro_batches);
     check_initial_weights(&r, &alone);
     set_weights(&alone);
     set_weights(&r);
-    if (r.dp.size == 1) check_attention(&r, &alone);
+    if (r.micro_batch == alone.micro_batch) check_attention(&r, &alone);
     check_step(&r, &alone);
     close_run(&r);
     close_run(&alone);
@@ -266,7 +283,7 @@ static void check_layout(const char *const *settings, int count, int tp) {
 #define CHECK_ALL(...)                                                                                                 \
     do {                                                                                                               \
         static const char *const settings_[] = {__VA_ARGS__};                                                          \
-        check_layout(settings_, sizeof settings_ / sizeof *settings_, world_size());                                   \
+        check_layout(settings_, sizeof settings_ / sizeof *settings_, world_size(), 1);                                \
     } while (0)
 
 #define KEY_VALUES "attention.variant=mla-prerope", "attention.kv_lora_rank=24"
@@ -306,14 +323,14 @@ static void decoupled_query_latent_without_norm(void **state) {
 static void grouped_heads_split_or_refused(void **state) {
     static const char *const two[] = {"attention.variant=mha", "model.kv_heads=2"};
     static const char *const one[] = {"attention.variant=mha", "model.kv_heads=1"};
-    if (world_size() <= 2) check_layout(two, 2, world_size());
+    if (world_size() <= 2) check_layout(two, 2, world_size(), 1);
     for (int kv_heads = 1; kv_heads <= 2; kv_heads++) {
         if (kv_heads % world_size() == 0) continue;
         run r = {0};
         load_config(&r.config, kv_heads == 1 ? one : two, 2);
-        check_status(ops_cpu(&r.ops, 1), STATUS_OK);
+        r.core = test_device(&r.ops, 1, world_rank(), world_size());
         split_world(&r, world_size());
-        check_status(model_create(&r.model, &r.config, &r.ops, &attn_core_cpu, &r.tp, BATCH), STATUS_CONFIG);
+        check_status(model_create(&r.model, &r.config, &r.ops, r.core, &r.tp, BATCH), STATUS_CONFIG);
         char number[32];
         snprintf(number, sizeof number, "%d kv heads", kv_heads);
         assert_non_null(strstr(status_message(), number));
@@ -326,7 +343,15 @@ static void grouped_heads_split_or_refused(void **state) {
 /* All ways of splitting the world, with the batch over the data-parallel ranks. */
 static void data_parallel(void **state) {
     static const char *const settings[] = {DECOUPLED, "attention.q_lora_rank=20"};
-    for (int tp = 1; tp < world_size(); tp *= 2) check_layout(settings, sizeof settings / sizeof *settings, tp);
+    for (int tp = 1; tp < world_size(); tp *= 2) check_layout(settings, sizeof settings / sizeof *settings, tp, 1);
+}
+
+/* The batch a sample at a time, over every split of the world: nothing is doubled or weighted twice (docs/cases.md 5).
+ */
+static void accumulation(void **state) {
+    static const char *const settings[] = {DECOUPLED, "attention.q_lora_rank=20"};
+    for (int tp = 1; tp <= world_size(); tp *= 2)
+        check_layout(settings, sizeof settings / sizeof *settings, tp, BATCH * tp / world_size());
 }
 
 /* Near ln 509, for any number of ranks: 509 is prime, so the last share is padded, and padding stays out of the
@@ -334,8 +359,8 @@ static void data_parallel(void **state) {
 static void loss_of_initial_weights(void **state) {
     static const char *const settings[] = {"attention.variant=mha"};
     run alone, r;
-    open_run(&alone, settings, 1, 0);
-    open_run(&r, settings, 1, world_size());
+    open_run(&alone, settings, 1, 0, 1);
+    open_run(&r, settings, 1, world_size(), 1);
     int32_t input[BATCH * CONTEXT], target[BATCH * CONTEXT];
     draw_tokens(input, 3);
     draw_tokens(target, 4);
@@ -351,21 +376,23 @@ static void loss_of_initial_weights(void **state) {
 static void the_same_bits_again(void **state) {
     static const char *const settings[] = {DECOUPLED};
     run r;
-    open_run(&r, settings, sizeof settings / sizeof *settings, world_size());
+    open_run(&r, settings, sizeof settings / sizeof *settings, world_size(), 1);
     set_weights(&r);
     int32_t input[BATCH * CONTEXT], target[BATCH * CONTEXT];
     draw_tokens(input, 3);
     draw_tokens(target, 4);
     size_t bytes = (size_t)params_total(&r.model.params) * sizeof(float);
-    float *gradient = malloc(bytes);
+    float *gradient = malloc(bytes), *repeated = malloc(bytes);
     double loss = train_pass(&r, input, target);
-    memcpy(gradient, r.model.params.gradient, bytes);
+    r.ops.download(&r.ops, gradient, r.model.params.gradient, bytes);
     for (int again = 0; again < 3; again++) {
         double other = train_pass(&r, input, target);
         assert_memory_equal(&other, &loss, sizeof loss);
-        assert_memory_equal(gradient, r.model.params.gradient, bytes);
+        r.ops.download(&r.ops, repeated, r.model.params.gradient, bytes);
+        assert_memory_equal(gradient, repeated, bytes);
     }
     free(gradient);
+    free(repeated);
     close_run(&r);
 }
 
@@ -381,6 +408,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(decoupled_query_latent_without_norm),
     cmocka_unit_test(grouped_heads_split_or_refused),
     cmocka_unit_test(data_parallel),
+    cmocka_unit_test(accumulation),
     cmocka_unit_test(loss_of_initial_weights),
     cmocka_unit_test(the_same_bits_again),
 };

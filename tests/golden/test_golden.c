@@ -3,8 +3,8 @@
  * Compared: loss, final hidden states, every parameter's gradient; for layer 0's attention alone, output, dx and weight
  * gradients for a random output gradient. Each within TOLERANCE twice: by norm, and the worst element against the
  * largest, so that neither small rows nor single elements hide. */
-#include "check.h"
 #include "core/safetensors.h"
+#include "device.h"
 #include "trainer/model.h"
 
 #include <glob.h>
@@ -62,34 +62,11 @@ static const char *folder(void) {
     return carried ? carried : GOLDEN_FOLDER;
 }
 
-/* The CPU, or with BULKHEAD_TEST_DEVICE=cuda the first GPU in fp32. */
-static const attn_core *open_device(ops *o, int threads) {
-    const char *device = getenv("BULKHEAD_TEST_DEVICE");
-    check_status(ops_cpu(o, threads), STATUS_OK);
-    if (!device || strcmp(device, "cuda") != 0) return &attn_core_cpu;
-    if (ops_cuda_devices() == 0) {
-        print_message("skipped: no NVIDIA GPU on this machine\n");
-        skip();
-    }
-    check_status(ops_cuda(o, 0, true), STATUS_OK);
-    return attn_core_cuda();
-}
-
-/* malloc'ed. */
-static float *to_host(golden *g, tensor t) {
-    size_t bytes = (size_t)(t.rows * t.cols) * sizeof(float);
-    float *host = malloc(bytes);
-    assert_non_null(host);
-    g->ops.download(&g->ops, host, t.data, bytes);
-    return host;
-}
-
 static void check_tensor(golden *g, const char *name, tensor got) {
-    assert_int_equal(got.ld, got.cols);
     float *want = read_floats(g, name, got.rows * got.cols);
-    float *host = to_host(g, got);
-    check_values(name, host, want, got.rows * got.cols);
-    free(host);
+    tensor host = test_to_host(&g->ops, got);
+    check_values(name, host.data, want, got.rows * got.cols);
+    free(host.data);
     free(want);
 }
 
@@ -125,11 +102,7 @@ static void load_weights(golden *g) {
 
 /* A dense [N, d] of the device with these values. */
 static tensor to_device(golden *g, const float *values) {
-    size_t bytes = (size_t)(g->tokens * g->width) * sizeof *values;
-    void *data = g->ops.alloc(&g->ops, bytes);
-    assert_non_null(data);
-    g->ops.upload(&g->ops, data, values, bytes);
-    return tensor_make(data, DTYPE_F32, g->tokens, g->width);
+    return test_to_device(&g->ops, values, g->tokens, g->width);
 }
 
 static void open_golden(golden *g, const char *name, int threads) {
@@ -141,7 +114,7 @@ static void open_golden(golden *g, const char *name, int threads) {
     g->batch = strtol(safetensors_metadata(&g->file, "batch"), NULL, 10);
     g->tokens = g->batch * g->config.model.context;
     g->width = g->config.model.width;
-    const attn_core *core = open_device(&g->ops, threads);
+    const attn_core *core = test_device(&g->ops, threads, 0, 1);
     comm_self(&g->alone);
     check_status(model_create(&g->model, &g->config, &g->ops, core, &g->alone, g->batch), STATUS_OK);
     load_weights(g);

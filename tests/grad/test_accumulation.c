@@ -1,6 +1,6 @@
 /* Gradient accumulation (docs/cases.md 5): a global batch of 8 as 8 x 1, 4 x 2, 2 x 4 and 1 x 8 samples has the same
  * loss, gradient and first moment, for each variant. */
-#include "check.h"
+#include "device.h"
 
 #include "core/rng.h"
 #include "trainer/optimizer.h"
@@ -12,6 +12,10 @@ typedef struct outcome {
     int64_t count;
     float *gradient, *moment;
 } outcome;
+
+static float *flat_to_host(ops *o, float *values, int64_t count) {
+    return test_to_host(o, tensor_make(values, DTYPE_F32, 1, count)).data;
+}
 
 static outcome one_step(const char *variant, int64_t micro) {
     char setting[64];
@@ -31,9 +35,9 @@ static outcome one_step(const char *variant, int64_t micro) {
     model m;
     int decoupled = strcmp(variant, "mla-decoupled") == 0;
     check_status(config_load(&c, NULL, settings, sizeof settings / sizeof *settings - !decoupled), STATUS_OK);
-    check_status(ops_cpu(&o, 1), STATUS_OK);
+    const attn_core *core = test_device(&o, 1, 0, 1);
     comm_self(&self);
-    check_status(model_create(&m, &c, &o, &attn_core_cpu, &self, micro), STATUS_OK);
+    check_status(model_create(&m, &c, &o, core, &self, micro), STATUS_OK);
     int32_t tokens[GLOBAL_BATCH * CONTEXT + 1];
     for (uint64_t i = 0; i < sizeof tokens / sizeof *tokens; i++) tokens[i] = (int32_t)(rng_u64(5, 6, i) % 61);
 
@@ -43,13 +47,12 @@ static outcome one_step(const char *variant, int64_t micro) {
     optimizer_reduce(&m, &self);
     optimizer_norm(&m);
     outcome r = {.loss = model_take_loss(&m) / (GLOBAL_BATCH * CONTEXT), .count = params_total(&m.params)};
-    size_t bytes = (size_t)r.count * sizeof(float);
-    r.gradient = malloc(bytes);
-    r.moment = malloc(bytes);
-    memcpy(r.gradient, m.params.gradient, bytes);
+    r.gradient = flat_to_host(&o, m.params.gradient, r.count);
     optimizer_update(&m, &c, 1, 1e-3);
-    memcpy(r.moment, m.params.moment1, bytes);
+    r.moment = flat_to_host(&o, m.params.moment1, r.count);
+    check_status(model_status(&m), STATUS_OK);
     model_free(&m);
+    if (o.close) o.close(&o);
     config_free(&c);
     return r;
 }
