@@ -5,6 +5,7 @@ The program's path comes from the environment variable BULKHEAD. Each test works
 import json
 import os
 import random
+import re
 import shutil
 import sqlite3
 import struct
@@ -42,6 +43,15 @@ def markov_tokens(count, vocab=VOCAB, seed=1):
         tokens.append(t)
         t = rng.randrange(vocab) if rng.random() < 0.1 else followers[t][rng.random() < 0.3]
     return tokens
+
+
+def need_gpus(test, count):
+    """Skips the test, and says why, where the program sees fewer GPUs."""
+    said = subprocess.run([BULKHEAD, "version", "--verbose"], capture_output=True, text=True, check=True).stdout
+    found = int(re.search(r"(\d+) NVIDIA GPU", said).group(1))
+    if found < count:
+        print(f"skipped: {found} of {count} NVIDIA GPUs on this machine")
+        test.skipTest("too few GPUs")
 
 
 class RunTest(unittest.TestCase):
