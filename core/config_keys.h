@@ -49,6 +49,7 @@
     KEY(steps, I, , "1000", 0, 1000000000000, "optimizer updates")                                                     \
     KEY(global_batch, I, , "16", 1, 16777216, "samples a step over all ranks")                                         \
     KEY(micro_batch, I, , "", 1, 1048576, "samples a rank computes at once; the default is all of its share")          \
+    KEY(init_from, S, , "", 0, 0, "safetensors file of the initial weights; the default draws them from run.seed")     \
     KEY(lr, F, , "1e-3", 0, 1e30, "peak learning rate")                                                                \
     KEY(min_lr_ratio, F, , "0.1", 0, 1, "the last step's learning rate over the peak")                                 \
     KEY(warmup, I, , "0", 0, 1000000000000, "steps of linear warm-up")                                                 \

@@ -52,9 +52,9 @@ typedef struct model_needs { /* what one rank needs, found by a step over counti
     int64_t tp_bytes, tp_collectives; /* tensor-parallel communication of one micro-batch */
 } model_needs;
 
-/* Builds the model on device o for micro-batches of `batch` samples; weights are initialized from c->run.seed. CONFIG
- * when the shapes cannot be split over the group or memory is too small. The caller frees with model_free in any case.
- */
+/* Builds the model on device o for micro-batches of `batch` samples; weights start from the file c->train.init_from
+ * (its failures: trainer/weights.h), or where none is named from c->run.seed. CONFIG when the shapes cannot be split
+ * over the group or memory is too small. The caller frees with model_free in any case. */
 status model_create(model *out, const config *c, ops *o, const attn_core *core, comm_group *tp, int64_t batch);
 
 void model_free(model *m);

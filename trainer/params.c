@@ -58,20 +58,7 @@ void params_reserve(params *p, dtype activation, arena *a) {
     p->compute = activation == DTYPE_F32 ? p->master : arena_push(a, bytes / sizeof(float) * dtype_bytes(activation));
 }
 
-/* The local, padded values of one parameter into host memory. */
-static void fill(const param *q, uint64_t seed, float *host) {
-    uint64_t stream = rng_stream(q->name);
-    memset(host, 0, (size_t)(q->rows * q->cols) * sizeof *host);
-    for (int64_t r = 0; r < q->n_rows; r++) {
-        float *row = host + r * q->cols;
-        if (q->spec.init == PARAM_NORMAL)
-            rng_normal(row, seed, stream, (uint64_t)((q->row + r) * q->spec.cols + q->col), q->n_cols, q->spec.std);
-        else
-            for (int64_t c = 0; c < q->n_cols; c++) row[c] = 1.0f;
-    }
-}
-
-status params_init(params *p, ops *o, uint64_t seed) {
+status params_fill(params *p, ops *o, params_source source, void *user) {
     int64_t largest = 0;
     for (int i = 0; i < p->count; i++) {
         int64_t size = p->list[i].rows * p->list[i].cols;
@@ -79,14 +66,30 @@ status params_init(params *p, ops *o, uint64_t seed) {
     }
     float *host = malloc((size_t)largest * sizeof *host);
     if (!host) return status_fail(STATUS_CONFIG, "out of host memory for the initial weights");
-    for (int i = 0; i < p->count; i++) {
+    status s = STATUS_OK;
+    for (int i = 0; i < p->count && s == STATUS_OK; i++) {
         const param *q = &p->list[i];
-        fill(q, seed, host);
+        memset(host, 0, (size_t)(q->rows * q->cols) * sizeof *host);
+        for (int64_t r = 0; r < q->n_rows && s == STATUS_OK; r++) s = source(user, q, r, host + r * q->cols);
         o->upload(o, p->master + q->offset, host, (size_t)(q->rows * q->cols) * sizeof *host);
         if (params_copy(p, i)) o->cast(o, params_copy(p, i), p->master + q->offset, q->rows * q->cols);
     }
     free(host);
-    return ops_status(o);
+    return s == STATUS_OK ? ops_status(o) : s;
+}
+
+/* Row r of the box from the seed's random numbers. */
+static status draw_row(void *seed, const param *q, int64_t r, float *row) {
+    uint64_t first = (uint64_t)((q->row + r) * q->spec.cols + q->col);
+    if (q->spec.init == PARAM_NORMAL)
+        rng_normal(row, *(uint64_t *)seed, rng_stream(q->name), first, q->n_cols, q->spec.std);
+    else
+        for (int64_t c = 0; c < q->n_cols; c++) row[c] = 1.0f;
+    return STATUS_OK;
+}
+
+status params_init(params *p, ops *o, uint64_t seed) {
+    return params_fill(p, o, draw_row, &seed);
 }
 
 static tensor view(const params *p, int i, void *base, dtype type) {

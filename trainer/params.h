@@ -45,6 +45,13 @@ void params_reserve(params *p, dtype activation, arena *a);
 /* The compute copy of parameter i, NULL where master serves as one. */
 void *params_copy(const params *p, int i);
 
+/* Where weights come from: the values of row r of q's box, [n_cols]. */
+typedef status (*params_source)(void *user, const param *q, int64_t r, float *row);
+
+/* Master weights and their compute copies on the device, box by box from the source; padding is zero. The source's
+ * failure, or CONFIG when memory runs out. */
+status params_fill(params *p, ops *o, params_source source, void *user);
+
 /* Initial weights on the device: a pure function of (seed, name, global index). CONFIG when memory runs out. */
 status params_init(params *p, ops *o, uint64_t seed);
 

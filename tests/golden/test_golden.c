@@ -6,6 +6,7 @@
 #include "core/safetensors.h"
 #include "device.h"
 #include "trainer/model.h"
+#include "trainer/weights.h"
 
 #include <glob.h>
 
@@ -89,15 +90,7 @@ static void load_weights(golden *g) {
     int gradients = 0;
     for (int i = 0; i < g->file.count; i++) gradients += strncmp(g->file.entries[i].name, "gradient.", 9) == 0;
     assert_int_equal(p->count, gradients);
-    for (int i = 0; i < p->count; i++) {
-        tensor w = params_weight(p, i);
-        float *values = read_floats(g, p->list[i].name, w.rows * w.cols);
-        const safetensors_entry *e = safetensors_find(&g->file, p->list[i].name);
-        assert_int_equal(e->shape[0], w.rows);
-        assert_int_equal(e->shape[1], w.cols);
-        g->ops.upload(&g->ops, w.data, values, (size_t)(w.rows * w.cols) * sizeof *values);
-        free(values);
-    }
+    check_status(weights_load(&g->model.params, &g->ops, &g->file), STATUS_OK);
 }
 
 /* A dense [N, d] of the device with these values. */

@@ -1,0 +1,14 @@
+/* Weights from a safetensors file that holds the whole model: each tensor under its global name, unpadded, [rows, cols]
+ * (a gain is one row), of any float type. A rank reads its boxes alone, so the file serves every P and Q. */
+#pragma once
+
+#include "core/safetensors.h"
+#include "trainer/params.h"
+
+/* Every parameter from the file; what else it holds is left alone. DATA, naming file and tensor, when one is missing,
+ * has another shape, is of no float type, or holds a value in this rank's box that is not finite in fp32. */
+status weights_load(params *p, ops *o, const safetensors *f);
+
+/* The same from a file that holds these parameters and nothing else. NO_INPUT when it cannot be opened, DATA also when
+ * it is not well-formed or holds a tensor that the model does not have. */
+status weights_load_file(params *p, ops *o, const char *path);
