@@ -15,6 +15,7 @@
 enum { STEPS = 60, GRADIENT_COUNT = 1 << 20, MIB = 1 << 20, VERIFIED = 2 };
 
 typedef struct worker {
+    ops ops;
     comm_group group;
     channel_sender *sender;
     float *gradient;
@@ -51,7 +52,7 @@ static status send_snapshot(worker *w, int64_t step) {
     unsigned char *buffer = channel_snapshot_buffer(w->sender);
     if (!buffer) return channel_sender_status(w->sender);
     for (size_t i = 0; i < w->snapshot_bytes && step < VERIFIED; i++) buffer[i] = pattern(step, i);
-    return channel_snapshot_send(w->sender, step, w->snapshot_bytes);
+    return channel_snapshot_send(w->sender, step, w->snapshot_bytes, NULL, 0);
 }
 
 static status time_steps(worker *w, double quiet[STEPS], double sending[STEPS]) {
@@ -87,7 +88,8 @@ static status compute(const comm_roles *r, size_t snapshot_bytes, double work_ms
     TRY(comm_over_mpi(&w.group, r->compute));
     w.gradient = calloc(GRADIENT_COUNT, sizeof *w.gradient);
     if (!w.gradient) return status_fail(STATUS_INTERNAL, "out of memory");
-    TRY(channel_sender_open(&w.sender, r, snapshot_bytes));
+    TRY(ops_cpu(&w.ops, 1));
+    TRY(channel_sender_open(&w.sender, r, snapshot_bytes, &w.ops));
     double start = now_ms(CLOCK_PROCESS_CPUTIME_ID);
     work(4000000);
     w.rounds = (int64_t)(4000000 * work_ms / (now_ms(CLOCK_PROCESS_CPUTIME_ID) - start));

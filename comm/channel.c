@@ -10,6 +10,7 @@
 #include <string.h>
 
 struct channel_sender {
+    ops *ops; /* NULL in one process */
     queue *out;
     queue *buffers;       /* free snapshot buffers; NULL in one process */
     channel_message held; /* the buffer got last; data NULL: none */
@@ -27,21 +28,51 @@ static status no_memory(void) {
     return status_fail(STATUS_INTERNAL, "out of memory for the channel to the diagnostics rank");
 }
 
-/* A buffer whose pages are there already: the first snapshot must not cost more than the next. */
-static status add_buffer(channel_sender *s) {
-    channel_message buffer = {.kind = CHANNEL_SNAPSHOT, .sender = s->rank};
-    size_t bytes = s->snapshot_bytes > 0 ? s->snapshot_bytes : 1;
-    buffer.data = malloc(bytes);
+/* A buffer's pages are there already: the first snapshot must not cost more than the next. */
+static status add_buffer(channel_sender *s, int slot) {
+    channel_message buffer = {.kind = CHANNEL_SNAPSHOT, .sender = s->rank, .slot = slot};
+    buffer.data = s->ops->host_alloc(s->ops, s->snapshot_bytes);
     if (!buffer.data)
-        return status_fail(STATUS_INTERNAL, "out of memory for a snapshot buffer of %zu bytes", s->snapshot_bytes);
-    memset(buffer.data, 0, bytes);
+        return status_fail(STATUS_CONFIG,
+                           "%d snapshot buffers of %.1f MiB of host memory cannot be had (page-locked for a GPU: see "
+                           "ulimit -l and the container's memory limit); give the host more, or set "
+                           "diagnostics.ranks: 0",
+                           CHANNEL_SNAPSHOT_BUFFERS, (double)s->snapshot_bytes / 0x1p20);
     status result = queue_push(s->buffers, &buffer);
-    if (result != STATUS_OK) free(buffer.data);
+    if (result != STATUS_OK) s->ops->host_release(s->ops, buffer.data);
     return result;
 }
 
+static status add_buffers(channel_sender *s) {
+    if (!s->ops->offload_open(s->ops, s->snapshot_bytes))
+        return status_fail(STATUS_CONFIG,
+                           "%.1f MiB for snapshots cannot be had on the %s; lower train.micro_batch or set "
+                           "diagnostics.ranks: 0",
+                           (double)s->snapshot_bytes / 0x1p20, s->ops->name);
+    for (int i = 0; i < CHANNEL_SNAPSHOT_BUFFERS; i++) TRY(add_buffer(s, i));
+    return STATUS_OK;
+}
+
+/* Snapshot buffers are the table's to free. One that the thread gave up on is in no queue, and stays. */
+static void release_buffers(channel_sender *s, queue *q) {
+    channel_message m;
+    if (!q) return;
+    queue_end(q);
+    while (queue_pop(q, &m) == STATUS_OK && m.kind != CHANNEL_END) {
+        if (m.kind == CHANNEL_SNAPSHOT) {
+            s->ops->host_release(s->ops, m.data);
+        } else {
+            free(m.data);
+        }
+    }
+}
+
 static void free_sender(channel_sender *s) {
-    free(s->held.data);
+    if (s->ops) {
+        if (s->held.data) s->ops->host_release(s->ops, s->held.data);
+        release_buffers(s, s->buffers);
+        release_buffers(s, s->out);
+    }
     queue_free(s->buffers);
     queue_free(s->out);
     free(s);
@@ -52,19 +83,20 @@ static void free_receiver(channel_receiver *r) {
     free(r);
 }
 
-status channel_sender_open(channel_sender **out, const comm_roles *roles, size_t snapshot_bytes) {
+status channel_sender_open(channel_sender **out, const comm_roles *roles, size_t snapshot_bytes, ops *o) {
     *out = NULL;
     if (roles->diagnostics || roles->diagnostics_ranks < 1)
         return status_fail(STATUS_INTERNAL, "a channel over MPI leads from a compute rank to a diagnostics rank");
     channel_sender *s = calloc(1, sizeof *s);
     if (!s) return no_memory();
+    s->ops = o;
     s->rank = roles->compute_rank;
     s->snapshot_bytes = snapshot_bytes;
     s->out = queue_open(1);
     s->buffers = queue_open(1);
     status result = s->out && s->buffers ? STATUS_OK : no_memory();
-    for (int i = 0; i < CHANNEL_SNAPSHOT_BUFFERS && result == STATUS_OK; i++) result = add_buffer(s);
-    if (result == STATUS_OK) result = wire_out_open(&s->wire, roles, s->out, s->buffers);
+    if (result == STATUS_OK) result = add_buffers(s);
+    if (result == STATUS_OK) result = wire_out_open(&s->wire, roles, o, s->out, s->buffers);
     if (result != STATUS_OK) {
         free_sender(s);
         return result;
@@ -129,13 +161,17 @@ void *channel_snapshot_buffer(channel_sender *s) {
     return s->held.data;
 }
 
-status channel_snapshot_send(channel_sender *s, int64_t step, size_t bytes) {
+status channel_snapshot_send(channel_sender *s, int64_t step, size_t written, const offload_part *parts, int count) {
+    size_t bytes = written;
     if (!s->held.data) return status_fail(STATUS_INTERNAL, "a snapshot was sent without a buffer");
+    for (int i = 0; i < count; i++) bytes += parts[i].bytes;
     if (bytes > s->snapshot_bytes)
         return status_fail(STATUS_INTERNAL, "a snapshot of %zu bytes does not fit its buffer of %zu", bytes,
                            s->snapshot_bytes);
     s->held.step = step;
     s->held.bytes = bytes;
+    s->ops->offload(s->ops, s->held.slot, (char *)s->held.data + written, parts, count);
+    TRY(ops_status(s->ops));
     TRY(queue_push(s->out, &s->held));
     s->held.data = NULL;
     return STATUS_OK;

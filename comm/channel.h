@@ -9,6 +9,7 @@
 #pragma once
 
 #include "comm/roles.h"
+#include "core/ops/ops.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -21,7 +22,7 @@ enum {
     CHANNEL_END = -1,
     CHANNEL_SNAPSHOT = -2
 }; /* message kinds below 0 are the channel's own; others are the caller's */
-enum { CHANNEL_SNAPSHOT_BUFFERS = 2 };
+enum { CHANNEL_SNAPSHOT_BUFFERS = OFFLOAD_SLOTS };
 
 typedef struct channel_message {
     int kind;
@@ -29,11 +30,13 @@ typedef struct channel_message {
     int64_t step;
     size_t bytes;
     void *data;
+    int slot; /* at the sending end, of a snapshot: its buffer's number */
 } channel_message;
 
 /* Over MPI: every compute rank opens a sender, every diagnostics rank a receiver. snapshot_bytes: size of each of the
- * two buffers, the largest snapshot message that this rank will send. */
-status channel_sender_open(channel_sender **out, const comm_roles *roles, size_t snapshot_bytes);
+ * two buffers, the largest snapshot message that this rank will send. They are o's host memory and what snapshots hold
+ * is o's device memory; o outlives the sender. CONFIG where there is no memory for them. */
+status channel_sender_open(channel_sender **out, const comm_roles *roles, size_t snapshot_bytes, ops *o);
 status channel_receiver_open(channel_receiver **out, const comm_roles *roles);
 
 /* Both ends in one process, for one sender; snapshots are not sent this way. */
@@ -49,8 +52,9 @@ bool channel_take_credit(channel_sender *s);
  * failed. */
 void *channel_snapshot_buffer(channel_sender *s);
 
-/* Sends the buffer got last, of which the first `bytes` are used. */
-status channel_snapshot_send(channel_sender *s, int64_t step, size_t bytes);
+/* Sends the buffer got last, of which the caller has written the first `written` bytes; the parts follow them, as they
+ * are at this place of the table's queue. Waits for nothing: the thread waits for the copy. */
+status channel_snapshot_send(channel_sender *s, int64_t step, size_t written, const offload_part *parts, int count);
 
 /* The sending thread's first failure, OK while there is none. */
 status channel_sender_status(channel_sender *s);

@@ -35,6 +35,7 @@ typedef struct limits {
 } limits;
 
 struct wire_out {
+    ops *ops;
     MPI_Comm comm;
     limits limits;
     int destinations;
@@ -124,6 +125,7 @@ static status send_bytes(const wire_out *w, const void *data, size_t bytes, int 
 
 static status send_message(const wire_out *w, const channel_message *m) {
     wire_header header = {.kind = m->kind, .step = m->step, .bytes = m->bytes};
+    if (m->kind == CHANNEL_SNAPSHOT) TRY(w->ops->offload_wait(w->ops, m->slot));
     TRY(send_bytes(w, &header, sizeof header, w->destination[0], TAG_HEADER));
     for (size_t at = 0; at < m->bytes; at += CHUNK_BYTES) {
         size_t left = m->bytes - at;
@@ -174,7 +176,7 @@ static void *run_out(void *user) {
     return NULL;
 }
 
-status wire_out_open(wire_out **out, const comm_roles *roles, queue *from, queue *buffers) {
+status wire_out_open(wire_out **out, const comm_roles *roles, ops *o, queue *from, queue *buffers) {
     *out = NULL;
     size_t destinations = (size_t)roles->diagnostics_ranks;
     wire_out *w = calloc(1, sizeof *w);
@@ -185,7 +187,8 @@ status wire_out_open(wire_out **out, const comm_roles *roles, queue *from, queue
         goto fail;
     }
     memcpy(destination, roles->diagnostics_world_ranks, destinations * sizeof *destination);
-    *w = (wire_out){.comm = roles->channel,
+    *w = (wire_out){.ops = o,
+                    .comm = roles->channel,
                     .limits = {.patience_s = roles->patience_s},
                     .destinations = roles->diagnostics_ranks,
                     .destination = destination,

@@ -7,9 +7,9 @@
 typedef struct wire_out wire_out;
 typedef struct wire_in wire_in;
 
-/* Sends what comes out of `from` until it ends or fails. A snapshot's buffer goes back to `buffers`, a record's copy is
- * freed. A failure here fails both queues. */
-status wire_out_open(wire_out **out, const comm_roles *roles, queue *from, queue *buffers);
+/* Sends what comes out of `from` until it ends or fails, a snapshot when o's offload to its buffer has arrived. Then
+ * the buffer goes back to `buffers`, a record's copy is freed. A failure here fails both queues. */
+status wire_out_open(wire_out **out, const comm_roles *roles, ops *o, queue *from, queue *buffers);
 
 /* Compute rank 0's caller: as channel_take_credit. */
 bool wire_out_take_credit(wire_out *w);

@@ -21,8 +21,8 @@ static bool sends(const param *q, const comm_roles *roles) {
 status snapshots_plan(snapshots *out, const model *m, const config *c, const comm_roles *roles) {
     const params *p = &m->params;
     *out = (snapshots){.pieces = calloc((size_t)p->count, sizeof *out->pieces),
-                       .param = calloc((size_t)p->count, sizeof *out->param)};
-    if (!out->pieces || !out->param) return status_fail(STATUS_INTERNAL, "out of memory for the snapshot's table");
+                       .parts = calloc((size_t)p->count, sizeof *out->parts)};
+    if (!out->pieces || !out->parts) return status_fail(STATUS_INTERNAL, "out of memory for the snapshot's table");
     for (int i = 0; i < p->count; i++) {
         const param *q = &p->list[i];
         if (!diag_wants(c, q->name) || !sends(q, roles)) continue;
@@ -35,7 +35,8 @@ status snapshots_plan(snapshots *out, const model *m, const config *c, const com
                                   .n_rows = q->n_rows,
                                   .n_cols = q->n_cols};
         snprintf(piece->name, sizeof piece->name, "%s", q->name);
-        out->param[out->count++] = i;
+        out->parts[out->count++] =
+            (offload_part){.device = p->master + q->offset, .bytes = (size_t)(q->rows * q->cols) * sizeof *p->master};
     }
     out->message_bytes = snapshot_message_bytes(out->pieces, out->count);
     return STATUS_OK;
@@ -59,21 +60,15 @@ bool snapshots_admitted(const config *c, const comm_roles *roles, channel_sender
     return error == MPI_SUCCESS && admitted;
 }
 
-status snapshots_send(const snapshots *s, const model *m, channel_sender *sender, int64_t step) {
-    void *message = channel_snapshot_buffer(sender);
+status snapshots_send(const snapshots *s, channel_sender *sender, int64_t step) {
+    char *message = channel_snapshot_buffer(sender);
     if (!message) return channel_sender_status(sender);
     float *values = snapshot_message_begin(message, s->pieces, s->count);
-    for (int i = 0; i < s->count; i++) {
-        const param *q = &m->params.list[s->param[i]];
-        int64_t count = q->rows * q->cols;
-        m->ops->download(m->ops, values, m->params.master + q->offset, (size_t)count * sizeof *values);
-        values += count;
-    }
-    return channel_snapshot_send(sender, step, s->message_bytes);
+    return channel_snapshot_send(sender, step, (size_t)((char *)values - message), s->parts, s->count);
 }
 
 void snapshots_free(snapshots *s) {
     free(s->pieces);
-    free(s->param);
+    free(s->parts);
     *s = (snapshots){0};
 }

@@ -6,7 +6,7 @@
 
 typedef struct snapshots {
     snapshot_piece *pieces;
-    int *param; /* the parameter of each piece */
+    offload_part *parts; /* the master weights of each piece */
     int count;
     size_t message_bytes;
 } snapshots;
@@ -23,7 +23,7 @@ bool snapshots_due(const config *c, int64_t step);
  * compared with, is waited for in any case. */
 bool snapshots_admitted(const config *c, const comm_roles *roles, channel_sender *sender, int64_t step);
 
-/* Copies this rank's pieces and hands them to the sending thread. */
-status snapshots_send(const snapshots *s, const model *m, channel_sender *sender, int64_t step);
+/* Hands this rank's pieces, as they are at this place of the queue, to the sending thread. */
+status snapshots_send(const snapshots *s, channel_sender *sender, int64_t step);
 
 void snapshots_free(snapshots *s);

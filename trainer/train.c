@@ -140,7 +140,8 @@ static void *serve_local(void *argument) {
 
 /* The channel of a compute rank. */
 static status open_sender(trainer *t) {
-    if (t->c.diagnostics.ranks > 0) return channel_sender_open(&t->sender, &t->roles, t->snapshots.message_bytes);
+    if (t->c.diagnostics.ranks > 0)
+        return channel_sender_open(&t->sender, &t->roles, t->snapshots.message_bytes, &t->ops);
     if (t->roles.compute_rank != 0) return STATUS_OK;
     TRY(diag_open(&t->local_diag, &t->c, t->c.run.dir, t->ops.name, t->roles.tp, t->roles.dp, t->roles.host));
     TRY(channel_local_open(&t->sender, &t->local_receiver));
@@ -211,7 +212,7 @@ static void snapshot_if_due(trainer *t, int64_t step) {
         post_event(t, step, "info", "drop", "snapshot dropped: the diagnostics rank is behind");
         return;
     }
-    if (snapshots_send(&t->snapshots, &t->model, t->sender, step) != STATUS_OK) {
+    if (snapshots_send(&t->snapshots, t->sender, step) != STATUS_OK) {
         log_error("step %ld: snapshots end here: %s", (long)step, status_message());
         t->watches = false;
     }

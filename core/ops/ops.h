@@ -33,6 +33,14 @@ typedef struct rope_args {
     bool inverse;       /* rotate back: the backward pass */
 } rope_args;
 
+/* A run of device memory that an offload carries. */
+typedef struct offload_part {
+    const void *device;
+    size_t bytes;
+} offload_part;
+
+enum { OFFLOAD_SLOTS = 2 }; /* offloads under way at most, one a slot */
+
 struct ops {
     const char *name;
     dtype activation;    /* type of activations and of the weights' compute copy */
@@ -50,6 +58,16 @@ struct ops {
     void (*upload)(ops *o, void *device, const void *host, size_t bytes);
     void (*download)(ops *o, void *host, const void *device, size_t bytes); /* complete on return */
     void (*sync)(ops *o);
+
+    /* Offloads: device memory on its way to the host while the queue and the caller go on. The parts arrive one behind
+     * the other in host, memory from host_alloc, as they are at this place of the queue, whatever is written there
+     * later. offload_wait, on any thread, returns when the slot's last offload has arrived, or with its error; until
+     * then neither the slot nor its host memory may be used again. */
+    bool (*offload_open)(ops *o, size_t bytes); /* room on the device for offloads of that size; false: there is none */
+    void *(*host_alloc)(ops *o, size_t bytes);  /* zeroed, page-locked where that matters; NULL when there is none */
+    void (*host_release)(ops *o, void *host);
+    void (*offload)(ops *o, int slot, void *host, const offload_part *parts, int count);
+    status (*offload_wait)(ops *o, int slot);
 
     /* y = op(a) op(b) + beta y, op = transpose where the flag is set. Any view with unit column stride. */
     void (*matmul)(ops *o, tensor y, tensor a, bool transpose_a, tensor b, bool transpose_b, float beta);

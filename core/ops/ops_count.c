@@ -9,6 +9,13 @@ static void no_zero(ops *o, void *data, size_t bytes) {}
 static void no_upload(ops *o, void *device, const void *host, size_t bytes) {}
 static void no_download(ops *o, void *host, const void *device, size_t bytes) {}
 static void no_sync(ops *o) {}
+static bool no_offload_open(ops *o, size_t bytes) {
+    return true;
+}
+static void no_offload(ops *o, int slot, void *host, const offload_part *parts, int count) {}
+static status no_offload_wait(ops *o, int slot) {
+    return STATUS_OK;
+}
 
 static void count_matmul(ops *o, tensor y, tensor a, bool transpose_a, tensor b, bool transpose_b, float beta) {
     o->flops += 2.0 * (double)y.rows * (double)y.cols * (double)(transpose_a ? a.rows : a.cols);
@@ -42,6 +49,11 @@ void ops_count(ops *out, dtype activation) {
         .upload = no_upload,
         .download = no_download,
         .sync = no_sync,
+        .offload_open = no_offload_open,
+        .host_alloc = no_alloc,
+        .host_release = no_release,
+        .offload = no_offload,
+        .offload_wait = no_offload_wait,
         .matmul = count_matmul,
         .rmsnorm_forward = no_norm,
         .rmsnorm_backward = no_norm_backward,

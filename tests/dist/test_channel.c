@@ -17,6 +17,12 @@ static comm_roles split(int diagnostics_ranks) {
     return r;
 }
 
+static ops *cpu(void) {
+    static ops table;
+    check_status(ops_cpu(&table, 1), STATUS_OK);
+    return &table;
+}
+
 static size_t record_bytes(int sender, int64_t number) {
     uint64_t bits = rng_u64(3, (uint64_t)sender, (uint64_t)number);
     return 8 + (size_t)(bits % 50 == 0 ? bits % 300000 : bits % 700);
@@ -42,7 +48,7 @@ static void send_snapshot(channel_sender *s, int sender, int64_t step) {
     assert_non_null(buffer);
     size_t bytes = snapshot_bytes(sender, step);
     for (size_t i = 0; i < bytes; i++) buffer[i] = pattern(sender, step, i);
-    check_status(channel_snapshot_send(s, step, bytes), STATUS_OK);
+    check_status(channel_snapshot_send(s, step, bytes, NULL, 0), STATUS_OK);
 }
 
 static void post_records(channel_sender *s, int sender, int64_t step, int64_t *number) {
@@ -146,7 +152,7 @@ static void everything_arrives_under_load(void **state) {
         channel_receiver_close(channel);
     } else {
         channel_sender *s = NULL;
-        check_status(channel_sender_open(&s, &r, LARGEST_SNAPSHOT), STATUS_OK);
+        check_status(channel_sender_open(&s, &r, LARGEST_SNAPSHOT, cpu()), STATUS_OK);
         train(&r, s);
         check_status(channel_sender_status(s), STATUS_OK);
         check_status(channel_sender_close(s), STATUS_OK);
@@ -177,7 +183,7 @@ static void senders_go_on_while_the_receiver_is_busy(void **state) {
         channel_receiver_close(channel);
     } else {
         channel_sender *s = NULL;
-        check_status(channel_sender_open(&s, &r, LARGEST_SNAPSHOT), STATUS_OK);
+        check_status(channel_sender_open(&s, &r, LARGEST_SNAPSHOT, cpu()), STATUS_OK);
         for (int i = 0; i < 500; i++) check_status(channel_post(s, 1, i, &i, sizeof i), STATUS_OK);
         for (int64_t step = 1; step <= 4; step++) send_snapshot(s, r.compute_rank, step);
         check_status(channel_sender_close(s), STATUS_OK);
@@ -200,7 +206,7 @@ static void credits_are_neither_lost_nor_invented(void **state) {
         channel_receiver_close(channel);
     } else {
         channel_sender *s = NULL;
-        check_status(channel_sender_open(&s, &r, 0), STATUS_OK);
+        check_status(channel_sender_open(&s, &r, 0, cpu()), STATUS_OK);
         if (r.compute_rank == 0)
             for (int taken = 0; taken < GRANTED; taken += channel_take_credit(s)) wait_a_moment();
         usleep(20000);
@@ -223,7 +229,7 @@ static void a_receiver_that_gives_up_holds_nobody_back(void **state) {
         channel_receiver_close(channel);
     } else {
         channel_sender *s = NULL;
-        check_status(channel_sender_open(&s, &r, LARGEST_SNAPSHOT), STATUS_OK);
+        check_status(channel_sender_open(&s, &r, LARGEST_SNAPSHOT, cpu()), STATUS_OK);
         int64_t number = 0;
         for (int64_t step = 1; step <= 6; step++) {
             post_records(s, r.compute_rank, step, &number);
@@ -251,9 +257,138 @@ static void every_diagnostics_rank_sees_the_end(void **state) {
         channel_receiver_close(channel);
     } else {
         channel_sender *s = NULL;
-        check_status(channel_sender_open(&s, &r, 0), STATUS_OK);
+        check_status(channel_sender_open(&s, &r, 0, cpu()), STATUS_OK);
         for (int i = 0; i < 10; i++) check_status(channel_post(s, 0, i, &i, sizeof i), STATUS_OK);
         check_status(channel_sender_close(s), STATUS_OK);
+    }
+    comm_roles_free(&r);
+}
+
+/* ---- a device whose offloads arrive late ---- */
+
+/* What each slot's offload took, and where it is to arrive: it does when somebody waits for it, no sooner. */
+static struct {
+    char *taken;
+    void *host;
+    size_t bytes;
+} late_slots[OFFLOAD_SLOTS];
+
+static void late_offload(ops *o, int slot, void *host, const offload_part *parts, int count) {
+    size_t bytes = 0;
+    for (int i = 0; i < count; i++) bytes += parts[i].bytes;
+    char *taken = malloc(bytes);
+    assert_non_null(taken);
+    late_slots[slot].taken = taken;
+    late_slots[slot].host = host;
+    late_slots[slot].bytes = bytes;
+    for (int i = 0; i < count; i++) {
+        memcpy(taken, parts[i].device, parts[i].bytes);
+        taken += parts[i].bytes;
+    }
+}
+
+static status late_wait(ops *o, int slot) {
+    memcpy(late_slots[slot].host, late_slots[slot].taken, late_slots[slot].bytes);
+    free(late_slots[slot].taken);
+    return STATUS_OK;
+}
+
+static status failing_wait(ops *o, int slot) {
+    late_wait(o, slot);
+    return status_fail(STATUS_INTERNAL, "the device is lost");
+}
+
+static bool no_room(ops *o, size_t bytes) {
+    return false;
+}
+
+static void *no_host_memory(ops *o, size_t bytes) {
+    return NULL;
+}
+
+enum { HEAD_BYTES = 100, FIRST_BYTES = 5000, LATE_BYTES = 5 << 20, LATE_STEPS = 20 };
+
+static void send_late(channel_sender *s, unsigned char *device, int sender, int64_t step) {
+    unsigned char *buffer = channel_snapshot_buffer(s);
+    assert_non_null(buffer);
+    for (size_t i = 0; i < HEAD_BYTES; i++) buffer[i] = pattern(sender, step, i);
+    for (size_t i = HEAD_BYTES; i < LATE_BYTES; i++) device[i] = pattern(sender, step, i);
+    const offload_part parts[] = {{device + HEAD_BYTES, FIRST_BYTES},
+                                  {device + HEAD_BYTES + FIRST_BYTES, LATE_BYTES - HEAD_BYTES - FIRST_BYTES}};
+    check_status(channel_snapshot_send(s, step, HEAD_BYTES, parts, 2), STATUS_OK);
+    memset(device, 0xEE, LATE_BYTES); /* the next step has begun */
+}
+
+/* The thread waits for the copy, and what it sends is of that step. */
+static void a_snapshot_is_sent_when_its_copy_has_arrived(void **state) {
+    comm_roles r = split(1);
+    if (r.diagnostics) {
+        channel_receiver *channel = NULL;
+        check_status(channel_receiver_open(&channel, &r), STATUS_OK);
+        int64_t arrived = 0;
+        for (channel_message m;;) {
+            check_status(channel_receive(channel, &m), STATUS_OK);
+            if (m.kind == CHANNEL_END) break;
+            assert_int_equal(m.bytes, LATE_BYTES);
+            const unsigned char *data = m.data;
+            for (size_t i = 0; i < m.bytes; i++)
+                if (data[i] != pattern(m.sender, m.step, i)) fail_msg("byte %zu of step %lld", i, (long long)m.step);
+            channel_release(channel, &m);
+            arrived++;
+        }
+        assert_int_equal(arrived, LATE_STEPS * r.tp * r.dp);
+        channel_receiver_close(channel);
+    } else {
+        ops late = *cpu();
+        late.offload = late_offload;
+        late.offload_wait = late_wait;
+        unsigned char *device = malloc(LATE_BYTES);
+        assert_non_null(device);
+        channel_sender *s = NULL;
+        check_status(channel_sender_open(&s, &r, LATE_BYTES, &late), STATUS_OK);
+        for (int64_t step = 1; step <= LATE_STEPS; step++) send_late(s, device, r.compute_rank, step);
+        check_status(channel_sender_close(s), STATUS_OK);
+        free(device);
+    }
+    comm_roles_free(&r);
+}
+
+/* The sender says so when the copy fails, or when there is no memory for it, and the receiver is not kept waiting. */
+static void a_device_that_fails_ends_the_snapshots(void **state) {
+    comm_roles r = split(1);
+    if (r.diagnostics) {
+        channel_receiver *channel = NULL;
+        check_status(channel_receiver_open(&channel, &r), STATUS_OK);
+        for (int c = 0; c < r.tp * r.dp; c++)
+            MPI_Recv(NULL, 0, MPI_BYTE, r.compute_world_ranks[c], GO_TAG, r.world, MPI_STATUS_IGNORE);
+        channel_receiver_abandon(channel);
+    } else {
+        channel_sender *s = NULL;
+        ops failing = *cpu();
+        failing.host_alloc = no_host_memory;
+        check_status(channel_sender_open(&s, &r, LATE_BYTES, &failing), STATUS_CONFIG);
+        assert_null(s);
+        assert_non_null(strstr(status_message(), "2 snapshot buffers of 5.0 MiB of host memory cannot be had"));
+        status_clear();
+        failing = *cpu();
+        failing.offload_open = no_room;
+        check_status(channel_sender_open(&s, &r, LATE_BYTES, &failing), STATUS_CONFIG);
+        assert_null(s);
+        assert_non_null(strstr(status_message(), "5.0 MiB for snapshots cannot be had on the cpu"));
+        status_clear();
+        failing = *cpu();
+        failing.offload = late_offload;
+        failing.offload_wait = failing_wait;
+        unsigned char *device = malloc(LATE_BYTES);
+        assert_non_null(device);
+        check_status(channel_sender_open(&s, &r, LATE_BYTES, &failing), STATUS_OK);
+        send_late(s, device, r.compute_rank, 1);
+        while (channel_sender_status(s) == STATUS_OK) wait_a_moment();
+        assert_non_null(strstr(status_message(), "the device is lost"));
+        assert_int_equal(channel_sender_close(s), STATUS_INTERNAL);
+        MPI_Send(NULL, 0, MPI_BYTE, r.diagnostics_world_ranks[0], GO_TAG, r.world);
+        free(device);
+        status_clear();
     }
     comm_roles_free(&r);
 }
@@ -267,7 +402,7 @@ static void abandoned_ends_wait_for_nobody(void **state) {
         channel_receiver_abandon(channel);
     } else if (r.compute_rank == 0) {
         channel_sender *s = NULL;
-        check_status(channel_sender_open(&s, &r, 1 << 20), STATUS_OK);
+        check_status(channel_sender_open(&s, &r, 1 << 20, cpu()), STATUS_OK);
         channel_sender_abandon(s);
     }
     comm_roles_free(&r);
@@ -282,7 +417,7 @@ static void a_stopped_receiver_is_given_up(void **state) {
     } else {
         channel_sender *s = NULL;
         r.patience_s = 0.3;
-        check_status(channel_sender_open(&s, &r, LARGEST_SNAPSHOT), STATUS_OK);
+        check_status(channel_sender_open(&s, &r, LARGEST_SNAPSHOT, cpu()), STATUS_OK);
         send_snapshot(s, r.compute_rank, 1);
         send_snapshot(s, r.compute_rank, 2);
         assert_null(channel_snapshot_buffer(s)); /* waits for the first to leave, which it never does */
@@ -316,7 +451,7 @@ static void an_idle_channel_sleeps(void **state) {
     if (r.diagnostics) {
         check_status(channel_receiver_open(&channel, &r), STATUS_OK);
     } else {
-        check_status(channel_sender_open(&s, &r, 1 << 20), STATUS_OK);
+        check_status(channel_sender_open(&s, &r, 1 << 20, cpu()), STATUS_OK);
     }
     double before = cpu_seconds();
     usleep(1000000);
@@ -333,19 +468,21 @@ static void misuse_is_refused(void **state) {
     channel_receiver *channel = NULL;
     channel_sender *s = NULL;
     if (r.diagnostics) {
-        check_status(channel_sender_open(&s, &r, 0), STATUS_INTERNAL);
+        check_status(channel_sender_open(&s, &r, 0, cpu()), STATUS_INTERNAL);
         assert_null(s);
         check_status(channel_receiver_open(&channel, &r), STATUS_OK);
         channel_receiver_close(channel);
     } else {
         check_status(channel_receiver_open(&channel, &r), STATUS_INTERNAL);
         assert_null(channel);
-        check_status(channel_sender_open(&s, &r, 100), STATUS_OK);
-        check_status(channel_snapshot_send(s, 1, 10), STATUS_INTERNAL); /* no buffer was taken */
+        check_status(channel_sender_open(&s, &r, 100, cpu()), STATUS_OK);
+        check_status(channel_snapshot_send(s, 1, 10, NULL, 0), STATUS_INTERNAL); /* no buffer was taken */
         void *buffer = channel_snapshot_buffer(s);
         assert_non_null(buffer);
         assert_ptr_equal(channel_snapshot_buffer(s), buffer); /* still the one got last */
-        check_status(channel_snapshot_send(s, 1, 101), STATUS_INTERNAL);
+        check_status(channel_snapshot_send(s, 1, 101, NULL, 0), STATUS_INTERNAL);
+        offload_part part = {buffer, 51};
+        check_status(channel_snapshot_send(s, 1, 50, &part, 1), STATUS_INTERNAL);
         check_status(channel_post(s, CHANNEL_SNAPSHOT, 1, NULL, 0), STATUS_INTERNAL);
         check_status(channel_sender_close(s), STATUS_OK); /* with a buffer in the caller's hands */
     }
@@ -357,6 +494,8 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(everything_arrives_under_load),
     cmocka_unit_test(senders_go_on_while_the_receiver_is_busy),
     cmocka_unit_test(credits_are_neither_lost_nor_invented),
+    cmocka_unit_test(a_snapshot_is_sent_when_its_copy_has_arrived),
+    cmocka_unit_test(a_device_that_fails_ends_the_snapshots),
     cmocka_unit_test(a_receiver_that_gives_up_holds_nobody_back),
     cmocka_unit_test(every_diagnostics_rank_sees_the_end),
     cmocka_unit_test(abandoned_ends_wait_for_nobody),

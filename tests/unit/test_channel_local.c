@@ -123,7 +123,7 @@ static void misuse_is_refused(void **state) {
     check_status(channel_post(s, CHANNEL_END, 0, NULL, 0), STATUS_INTERNAL);
     assert_false(channel_take_credit(s));
     assert_null(channel_snapshot_buffer(s));
-    check_status(channel_snapshot_send(s, 1, 0), STATUS_INTERNAL);
+    check_status(channel_snapshot_send(s, 1, 0, NULL, 0), STATUS_INTERNAL);
     channel_grant(r);
     check_status(channel_sender_close(s), STATUS_OK);
     channel_receiver_close(r);

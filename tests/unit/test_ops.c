@@ -611,9 +611,26 @@ static void test_adamw_leaves_everything_when_the_norm_is_not_finite(void **stat
     assert_memory_equal(cast, s.w, sizeof cast);
 }
 
+static void test_offload(void **state) {
+    ops o;
+    check_status(ops_cpu(&o, 1), STATUS_OK);
+    float weights[10], want[] = {0, 1, 2, 5, 6, 7, 8, 9};
+    for (int i = 0; i < 10; i++) weights[i] = (float)i;
+    assert_true(o.offload_open(&o, sizeof want));
+    float *host = o.host_alloc(&o, sizeof want);
+    assert_non_null(host);
+    const offload_part parts[] = {{weights, 3 * sizeof(float)}, {weights + 5, 5 * sizeof(float)}};
+    o.offload(&o, 1, host, parts, 2);
+    memset(weights, 0, sizeof weights);
+    check_status(o.offload_wait(&o, 1), STATUS_OK);
+    assert_memory_equal(host, want, sizeof want);
+    o.host_release(&o, host);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup(test_vector_exp_is_right_to_two_ulp, inputs_start),
     cmocka_unit_test_setup(test_memory, inputs_start),
+    cmocka_unit_test(test_offload),
     cmocka_unit_test_setup(test_matmul, inputs_start),
     cmocka_unit_test_setup(test_linear_helpers_are_the_three_products_of_a_layer, inputs_start),
     cmocka_unit_test_setup(test_rmsnorm, inputs_start),

@@ -39,6 +39,20 @@ static void cpu_download(ops *o, void *host, const void *device, size_t bytes) {
 }
 static void cpu_sync(ops *o) {}
 
+static bool cpu_offload_open(ops *o, size_t bytes) {
+    return true;
+}
+static void cpu_offload(ops *o, int slot, void *host, const offload_part *parts, int count) {
+    char *to = host;
+    for (int i = 0; i < count; i++) {
+        memcpy(to, parts[i].device, parts[i].bytes);
+        to += parts[i].bytes;
+    }
+}
+static status cpu_offload_wait(ops *o, int slot) {
+    return STATUS_OK;
+}
+
 /* ---------------------------------------------------------------- products */
 
 static void cpu_matmul(ops *o, tensor y, tensor a, bool transpose_a, tensor b, bool transpose_b, float beta) {
@@ -298,6 +312,11 @@ status ops_cpu(ops *out, int threads) {
         .upload = cpu_upload,
         .download = cpu_download,
         .sync = cpu_sync,
+        .offload_open = cpu_offload_open,
+        .host_alloc = cpu_alloc,
+        .host_release = cpu_release,
+        .offload = cpu_offload,
+        .offload_wait = cpu_offload_wait,
         .matmul = cpu_matmul,
         .rmsnorm_forward = cpu_rmsnorm_forward,
         .rmsnorm_backward = cpu_rmsnorm_backward,

@@ -21,6 +21,11 @@ typedef struct cuda_context {
     struct cuda_plans *plans; /* product algorithms chosen so far, by shape (core/ops/cuda/matmul.c) */
     void *scratch;            /* of reductions; a call's contents end with it */
     size_t scratch_bytes;
+
+    cudaStream_t side; /* offloads leave the device here */
+    char *staging;     /* [staging_bytes] an offload's parts, gathered */
+    size_t staging_bytes;
+    cudaEvent_t gathered, landed[OFFLOAD_SLOTS]; /* the staging is filled; the host memory is */
 } cuda_context;
 
 static inline cuda_context *cuda_of(const ops *o) {

@@ -1,9 +1,11 @@
-/* The CUDA table of operations: one stream, on which everything is queued; bf16 activations, or fp32 throughout.
- * Nothing is allocated but by alloc. A CUDA error is kept as the table's first error: whatever was queued before may
- * be its cause. gemm_seconds stays 0: products run after the call returns. */
+/* The CUDA table of operations: one stream, on which everything but the last leg of offloads is queued; bf16
+ * activations, or fp32 throughout. Nothing is allocated but by alloc, host_alloc and offload_open. A CUDA error is kept
+ * as the table's first error: whatever was queued before may be its cause. gemm_seconds stays 0: products run after the
+ * call returns. */
 #include "core/ops/cuda/context.h"
 #include "core/ops/cuda/kernels.h"
 #include "core/ops/cuda/matmul.h"
+#include "core/ops/cuda/offload.h"
 
 #include "core/log.h"
 
@@ -148,6 +150,11 @@ static const ops TABLE = {
     .upload = table_upload,
     .download = table_download,
     .sync = table_sync,
+    .offload_open = cuda_offload_open,
+    .host_alloc = cuda_host_alloc,
+    .host_release = cuda_host_release,
+    .offload = cuda_offload,
+    .offload_wait = cuda_offload_wait,
     .matmul = cuda_matmul,
     .rmsnorm_forward = table_rmsnorm_forward,
     .rmsnorm_backward = table_rmsnorm_backward,
@@ -168,6 +175,7 @@ static const ops TABLE = {
 };
 
 static void context_free(cuda_context *c) {
+    cuda_offload_close(c);
     cuda_matmul_close(c);
     cudaFree(c->scratch);
     if (c->stream) cudaStreamDestroy(c->stream);
@@ -218,6 +226,7 @@ static status context_open(cuda_context *c) {
     if (code == cudaSuccess) code = cudaMalloc(&c->scratch, c->scratch_bytes);
     if (code != cudaSuccess)
         return status_fail(STATUS_CONFIG, "GPU %d does not start: %s", c->device, cudaGetErrorString(code));
+    TRY(cuda_offload_start(c));
     return cuda_matmul_open(c);
 }
 

@@ -1,0 +1,88 @@
+/* Offloads of the CUDA table: on the table's stream the parts are gathered in one staging buffer, which takes
+ * microseconds; a side stream carries it over the bus to page-locked memory, which takes milliseconds. One staging
+ * buffer serves all slots: the next gathering waits, on the device, until the one before has left. */
+#include "core/ops/cuda/offload.h"
+
+#include "core/log.h"
+
+#include <assert.h>
+#include <string.h>
+
+status cuda_offload_start(cuda_context *c) {
+    cudaError_t code = cudaStreamCreateWithFlags(&c->side, cudaStreamNonBlocking);
+    if (code == cudaSuccess) code = cudaEventCreateWithFlags(&c->gathered, cudaEventDisableTiming);
+    /* Who waits for these sleeps: it is a thread beside the training loop. */
+    for (int i = 0; i < OFFLOAD_SLOTS && code == cudaSuccess; i++)
+        code = cudaEventCreateWithFlags(&c->landed[i], cudaEventDisableTiming | cudaEventBlockingSync);
+    if (code == cudaSuccess) return STATUS_OK;
+    return status_fail(STATUS_CONFIG, "GPU %d does not start: %s", c->device, cudaGetErrorString(code));
+}
+
+void cuda_offload_close(cuda_context *c) {
+    cudaFree(c->staging);
+    for (int i = 0; i < OFFLOAD_SLOTS; i++)
+        if (c->landed[i]) cudaEventDestroy(c->landed[i]);
+    if (c->gathered) cudaEventDestroy(c->gathered);
+    if (c->side) cudaStreamDestroy(c->side);
+}
+
+bool cuda_offload_open(ops *o, size_t bytes) {
+    cuda_context *c = cuda_of(o);
+    assert(!c->staging);
+    c->staging = o->alloc(o, bytes);
+    c->staging_bytes = bytes;
+    return c->staging != NULL;
+}
+
+void *cuda_host_alloc(ops *o, size_t bytes) {
+    void *host = NULL;
+    cudaError_t code = cudaMallocHost(&host, bytes ? bytes : 1);
+    if (code != cudaSuccess) {
+        cudaGetLastError(); /* not an error of a later launch */
+        log_warn("GPU %d: %zu MiB of page-locked memory: %s", cuda_of(o)->device, bytes >> 20,
+                 cudaGetErrorString(code));
+        return NULL;
+    }
+    memset(host, 0, bytes);
+    return host;
+}
+
+void cuda_host_release(ops *o, void *host) {
+    cuda_check(o, cudaFreeHost(host), "freeing page-locked memory");
+}
+
+static bool gather(ops *o, const offload_part *parts, int count, size_t *bytes) {
+    cuda_context *c = cuda_of(o);
+    for (int i = 0; i < OFFLOAD_SLOTS; i++) /* one that has landed, or never was, is not waited for */
+        if (!cuda_check(o, cudaStreamWaitEvent(c->stream, c->landed[i], 0), "offload")) return false;
+    *bytes = 0;
+    for (int i = 0; i < count; i++) {
+        assert(parts[i].bytes <= c->staging_bytes - *bytes);
+        cudaError_t code =
+            cudaMemcpyAsync(c->staging + *bytes, parts[i].device, parts[i].bytes, cudaMemcpyDeviceToDevice, c->stream);
+        if (!cuda_check(o, code, "offload")) return false;
+        *bytes += parts[i].bytes;
+    }
+    return true;
+}
+
+void cuda_offload(ops *o, int slot, void *host, const offload_part *parts, int count) {
+    cuda_context *c = cuda_of(o);
+    size_t bytes;
+    if (!gather(o, parts, count, &bytes)) return;
+    cudaError_t code = cudaEventRecord(c->gathered, c->stream);
+    if (code == cudaSuccess) code = cudaStreamWaitEvent(c->side, c->gathered, 0);
+    if (code == cudaSuccess) code = cudaMemcpyAsync(host, c->staging, bytes, cudaMemcpyDeviceToHost, c->side);
+    if (code == cudaSuccess) code = cudaEventRecord(c->landed[slot], c->side);
+    cuda_check(o, code, "offload");
+}
+
+/* What fails here is not the table's first error: that belongs to the caller's thread. */
+status cuda_offload_wait(ops *o, int slot) {
+    cuda_context *c = cuda_of(o);
+    cudaError_t code = cudaSetDevice(c->device); /* a thread begins with GPU 0, and would wake it up */
+    if (code == cudaSuccess) code = cudaEventSynchronize(c->landed[slot]);
+    if (code == cudaSuccess) return STATUS_OK;
+    return status_fail(STATUS_INTERNAL, "GPU %d: carrying a snapshot to the host: %s", c->device,
+                       cudaGetErrorString(code));
+}
