@@ -1,4 +1,5 @@
-/* The attention core of the CUDA table: takes scratch, queues the kernels on the table's stream. */
+/* The attention core of the CUDA table: takes scratch, chooses between fused and plain kernels, queues them on the
+ * table's stream. */
 #include "attention/cuda/kernels.h"
 #include "core/ops/cuda/context.h"
 
@@ -11,9 +12,28 @@ static bool fits(ops *o, const attn_core_args *a) {
     return false;
 }
 
+/* Heads of t that are `stride` columns apart begin on 16 bytes in every row. */
+static bool aligned(tensor t, int64_t stride) {
+    return (uintptr_t)t.data % 16 == 0 && t.ld % 8 == 0 && stride % 8 == 0;
+}
+
+static bool takes_fused(const attn_core_args *a) {
+    int qk = a->nope + a->rope;
+    bool sizes = a->nope % 8 == 0 && a->rope % 8 == 0 && a->value % 8 == 0;
+    return a->q.type == DTYPE_BF16 && sizes && (a->rope == 0 || a->heads == a->kv_heads) && aligned(a->q, qk) &&
+           aligned(a->k, a->k_head) && aligned(a->v, a->v_head) && aligned(a->o, a->value) &&
+           (a->rope == 0 || aligned(a->k_rope, a->rope));
+}
+
+static bool takes_fused_backward(const attn_core_args *a, const attn_core_grads *g) {
+    return takes_fused(a) && aligned(g->dout, a->value) && aligned(g->dq, a->nope + a->rope) &&
+           aligned(g->dk, a->k_head) && aligned(g->dv, a->v_head);
+}
+
 static void cuda_forward(ops *o, const attn_core_args *a, arena *scratch) {
     if (!scratch->base || !fits(o, a)) return;
-    cuda_check(o, plain_forward(a, cuda_of(o)->stream), "attention, forward");
+    cudaStream_t stream = cuda_of(o)->stream;
+    cuda_check(o, takes_fused(a) ? fused_forward(a, stream) : plain_forward(a, stream), "attention, forward");
 }
 
 static void cuda_backward(ops *o, const attn_core_args *a, const attn_core_grads *g, arena *scratch) {
@@ -22,15 +42,20 @@ static void cuda_backward(ops *o, const attn_core_args *a, const attn_core_grads
     float *shares = arena_push(scratch, rows * (size_t)a->rope * sizeof *shares);
     if (scratch->base && fits(o, a)) {
         cudaStream_t stream = cuda_of(o)->stream;
-        cuda_check(o, plain_delta(a, g, delta, stream), "attention, backward: delta");
-        cuda_check(o, plain_dq(a, g, delta, stream), "attention, backward: dq");
-        cuda_check(o, plain_dkv(a, g, delta, shares, stream), "attention, backward: dk, dv");
+        if (takes_fused_backward(a, g)) {
+            cuda_check(o, fused_dq(a, g, delta, stream), "attention, backward: dq");
+            cuda_check(o, fused_dkv(a, g, delta, shares, stream), "attention, backward: dk, dv");
+        } else {
+            cuda_check(o, plain_delta(a, g, delta, stream), "attention, backward: delta");
+            cuda_check(o, plain_dq(a, g, delta, stream), "attention, backward: dq");
+            cuda_check(o, plain_dkv(a, g, delta, shares, stream), "attention, backward: dk, dv");
+        }
         if (a->rope) cuda_check(o, plain_rope_sum(a, g, shares, stream), "attention, backward: rotary key");
     }
     arena_release(scratch, mark);
 }
 
-static const attn_core core = {.name = "cuda plain", .forward = cuda_forward, .backward = cuda_backward};
+static const attn_core core = {.name = "cuda", .forward = cuda_forward, .backward = cuda_backward};
 
 const attn_core *attn_core_cuda(void) {
     return &core;

@@ -1,5 +1,5 @@
-/* The plain attention core on GPUs: right for every shape and for fp32 and bf16 alike, and slow. It is what tensor-core
- * kernels are tested against, and what shapes without one fall back to.
+/* The plain attention core on GPUs: right for every shape and for fp32 and bf16 alike, and slow. fp32 runs take it, and
+ * shapes or views that the fused kernels do not take.
  *
  * One block a query (forward, dq) or a key (dk, dv); its warps take the other side's tokens in turn and keep sums of
  * their own in registers, which are added in the order of the warps: the same bits every time. All arithmetic is fp32.

@@ -8,12 +8,17 @@
 
 static const double FP32_TOLERANCE = 1e-5;
 static const double FLOOR = 1e-5; /* of an element of size 1 whose terms cancel */
+/* In so short a context a handful of roundings make the error, and two computations differ by chance: one more rounding
+ * of bf16 is allowed. */
+enum { FEW_TOKENS = 16 };
+static const double BF16_ROUNDING = 1.0 / 256;
 
 typedef struct shape {
     int batch, context, heads, kv_heads, nope, rope, value;
     bool interleaved; /* k and v are [k_h | v_h] in one matrix */
     float gain;       /* of q: 30 makes nearly one-hot rows */
     bool equal_keys;
+    bool unaligned; /* operands begin one element after a 16-byte boundary */
 } shape;
 
 enum { Q, K, V, K_ROPE, DOUT, O, DQ, DK, DV, DK_ROPE, LSE, OPERANDS };
@@ -39,6 +44,10 @@ static float round_bf16(float x) {
 
 static dtype type_of(const both *b, int operand) {
     return operand == LSE ? DTYPE_F32 : b->gpu.activation;
+}
+
+static size_t shift_bytes(const both *b, int operand) {
+    return b->s.unaligned ? dtype_bytes(type_of(b, operand)) : 0;
 }
 
 static void push(both *b, int operand, const float *values) {
@@ -89,10 +98,11 @@ static void both_open(both *b, shape s, bool fp32) {
         b->count[i] = n * cols[i];
         b->host[i] = malloc((size_t)b->count[i] * sizeof(float) + 1);
         b->naive[i] = calloc((size_t)b->count[i] + 1, sizeof(float));
-        b->device[i] = b->gpu.alloc(&b->gpu, (size_t)b->count[i] * dtype_bytes(type_of(b, i)) + 16);
+        char *device = b->gpu.alloc(&b->gpu, (size_t)b->count[i] * dtype_bytes(type_of(b, i)) + 16);
         assert_non_null(b->host[i]);
         assert_non_null(b->naive[i]);
-        assert_non_null(b->device[i]);
+        assert_non_null(device);
+        b->device[i] = device + shift_bytes(b, i);
         if (i <= DOUT) inputs_normal(b->host[i], b->count[i], i == Q ? s.gain : 1);
         for (int64_t e = 0; e < b->count[i]; e++) {
             if (i > DOUT) b->host[i][e] = NAN;
@@ -107,7 +117,7 @@ static void both_close(both *b) {
     for (int i = 0; i < OPERANDS; i++) {
         free(b->host[i]);
         free(b->naive[i]);
-        b->gpu.release(&b->gpu, b->device[i]);
+        b->gpu.release(&b->gpu, (char *)b->device[i] - shift_bytes(b, i));
     }
     b->gpu.close(&b->gpu);
 }
@@ -252,6 +262,7 @@ static void check_case(shape s, bool fp32) {
         double floor = FLOOR * s.gain * sqrt((double)b.count[i]), error = distance(first[i], b.host[i], b.count[i]);
         double allowed = fp32 || i == LSE ? FP32_TOLERANCE * s.gain * norm(b.host[i], b.count[i])
                                           : 2 * distance(b.naive[i], b.host[i], b.count[i]);
+        if (!fp32 && s.context < FEW_TOKENS) allowed += BF16_ROUNDING * norm(b.host[i], b.count[i]);
         if (!(error <= allowed + floor))
             fail_msg("%s, %s, B %d T %d H %d/%d (%d+%d)/%d: off by %.3g > %.3g + %.3g", names[i],
                      fp32 ? "fp32" : "bf16", s.batch, s.context, s.heads, s.kv_heads, s.nope, s.rope, s.value, error,
@@ -283,40 +294,52 @@ enum { CONTEXTS = sizeof contexts / sizeof *contexts };
 
 static void test_contexts(void **state) {
     for (int t = 0; t < CONTEXTS; t++) {
-        check_both((shape){2, contexts[t], 3, 3, 64, 32, 64, true, 1, false});
-        check_both((shape){1, contexts[t], 2, 2, 64, 0, 64, false, 1, false});
+        check_both((shape){2, contexts[t], 3, 3, 64, 32, 64, true, 1, false, false});
+        check_both((shape){1, contexts[t], 2, 2, 64, 0, 64, false, 1, false, false});
     }
 }
 
 static void test_long_context(void **state) {
-    check_both((shape){1, 1025, 2, 2, 64, 32, 64, true, 1, false});
+    check_both((shape){1, 1025, 2, 2, 64, 32, 64, true, 1, false, false});
 }
 
 static void test_sizes_of_heads(void **state) {
-    check_both((shape){1, 130, 2, 2, 16, 8, 16, true, 1, false});
-    check_both((shape){1, 130, 2, 2, 32, 16, 32, false, 1, false});
-    check_both((shape){1, 130, 2, 2, 128, 0, 128, true, 1, false});
-    check_both((shape){1, 130, 2, 2, 128, 64, 128, true, 1, false});
-    check_both((shape){1, 65, 1, 1, 192, 64, 256, false, 1, false});
+    check_both((shape){1, 130, 2, 2, 16, 8, 16, true, 1, false, false});
+    check_both((shape){1, 130, 2, 2, 32, 16, 32, false, 1, false, false});
+    check_both((shape){1, 130, 2, 2, 128, 0, 128, true, 1, false, false});
+    check_both((shape){1, 130, 2, 2, 128, 64, 128, true, 1, false, false});
+    check_both((shape){1, 65, 1, 1, 192, 64, 256, false, 1, false, false});
+    check_both((shape){1, 130, 2, 2, 16, 0, 16, true, 1, false, false});
+    check_both((shape){1, 130, 2, 2, 32, 16, 80, true, 1, false, false});
+    check_both((shape){1, 130, 2, 2, 80, 0, 48, false, 1, false, false});
+    check_both((shape){1, 130, 2, 2, 112, 32, 96, true, 1, false, false});
+    check_both((shape){1, 130, 2, 2, 160, 48, 160, false, 1, false, false});
+}
+
+/* What the fused kernels do not take: sizes that are no multiple of 8, views off the 16-byte boundaries. */
+static void test_odd_shapes(void **state) {
+    check_both((shape){2, 65, 3, 3, 20, 6, 18, true, 1, false, false});
+    check_both((shape){1, 65, 2, 2, 64, 32, 64, true, 1, false, true});
 }
 
 static void test_grouped_heads(void **state) {
-    check_both((shape){2, 130, 4, 1, 64, 0, 64, false, 1, false});
-    check_both((shape){2, 65, 4, 2, 64, 32, 64, true, 1, false});
+    check_both((shape){2, 130, 4, 1, 64, 0, 64, false, 1, false, false});
+    check_both((shape){2, 130, 6, 3, 128, 0, 128, true, 1, false, false});
+    check_both((shape){2, 65, 4, 2, 64, 32, 64, true, 1, false, false});
 }
 
 static void test_large_scores(void **state) {
-    check_both((shape){1, 130, 2, 2, 64, 32, 64, true, 30, false});
+    check_both((shape){1, 130, 2, 2, 64, 32, 64, true, 30, false, false});
 }
 
 static void test_equal_keys(void **state) {
-    check_both((shape){1, 130, 2, 2, 64, 32, 64, true, 1, true});
+    check_both((shape){1, 130, 2, 2, 64, 32, 64, true, 1, true, false});
 }
 
 /* Heads that are too wide end in one message, no crash. */
 static void test_too_wide_a_head_is_refused(void **state) {
     both b;
-    both_open(&b, (shape){1, 4, 1, 1, 240, 32, 64, false, 1, false}, false);
+    both_open(&b, (shape){1, 4, 1, 1, 240, 32, 64, false, 1, false, false}, false);
     attn_core_args a;
     attn_core_grads g;
     arguments(&b, true, &a, &g);
@@ -332,6 +355,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup(test_contexts, inputs_start),
     cmocka_unit_test_setup(test_long_context, inputs_start),
     cmocka_unit_test_setup(test_sizes_of_heads, inputs_start),
+    cmocka_unit_test_setup(test_odd_shapes, inputs_start),
     cmocka_unit_test_setup(test_grouped_heads, inputs_start),
     cmocka_unit_test_setup(test_large_scores, inputs_start),
     cmocka_unit_test_setup(test_equal_keys, inputs_start),
