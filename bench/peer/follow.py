@@ -1,0 +1,125 @@
+#!/usr/bin/env python3
+"""Trains the PyTorch peer from weights that it hands to Bulkhead, on the batches that Bulkhead takes.
+
+usage: follow.py FOLDER --data GLOB [--variant V] [--size S] [--steps N] ...   (--help lists all)
+
+Draws weights and writes FOLDER/weights.safetensors and FOLDER/config.yaml, with which `bulkhead train FOLDER/config.yaml`
+makes the same run; then trains and writes FOLDER/peer.jsonl, one line a step. compare.py sets both side by side.
+--only weights or --only train does one of the two: the files are the same for the same arguments.
+"""
+import argparse
+import json
+import math
+import os
+import struct
+
+import torch
+
+import data
+import model
+
+BETAS_AND_CLIP = {"beta1": 0.9, "beta2": 0.95, "eps": 1e-8, "clip": 1.0}
+
+
+def arguments():
+    p = argparse.ArgumentParser()
+    p.add_argument("folder")
+    p.add_argument("--data", required=True, help="training shards, a glob")
+    p.add_argument("--variant", choices=model.VARIANTS, default="mha")
+    p.add_argument("--size", choices=model.SIZES, default="130m")
+    p.add_argument("--context", type=int)
+    p.add_argument("--batch", type=int, default=32)
+    p.add_argument("--steps", type=int, default=300)
+    p.add_argument("--warmup", type=int, default=30)
+    p.add_argument("--lr", type=float, default=1e-3)
+    p.add_argument("--weight-decay", type=float, default=0.1)
+    p.add_argument("--decay", choices=("matrices", "all"), default="matrices")
+    p.add_argument("--std", type=float, default=0.02, help="of the weights at the start")
+    p.add_argument("--seed", type=int, default=1)
+    p.add_argument("--device", choices=("cpu", "cuda"), default="cuda")
+    p.add_argument("--precision", choices=("fp32", "bf16"), default="bf16")
+    p.add_argument("--compile", action="store_true")
+    p.add_argument("--only", choices=("weights", "train"))
+    return p.parse_args()
+
+
+def write_safetensors(path, tensors):
+    header, offset = {}, 0
+    for name, t in tensors.items():
+        header[name] = {"dtype": "F32", "shape": list(t.shape), "data_offsets": [offset, offset + 4 * t.numel()]}
+        offset += 4 * t.numel()
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with open(path, "wb") as f:
+        f.write(struct.pack("<Q", len(text)) + text)
+        for t in tensors.values():
+            f.write(t.contiguous().numpy().tobytes())
+
+
+def write_config(path, a, shape):
+    """The same run in Bulkhead's words."""
+    sections = {
+        "run": {"name": f"follow-{a.variant}", "seed": a.seed, "device": a.device},
+        "model": {"size": a.size, "context": shape.context},
+        "attention": {"variant": a.variant},
+        "data": {"train": os.path.abspath(a.data)},
+        "train": {"steps": a.steps, "global_batch": a.batch, "warmup": a.warmup, "lr": a.lr, "decay": a.decay,
+                  "weight_decay": a.weight_decay, "precision": a.precision, "min_lr_ratio": 0.1,
+                  "init_from": os.path.abspath(os.path.join(a.folder, "weights.safetensors")), **BETAS_AND_CLIP},
+    }
+    with open(path, "w") as f:
+        for section, keys in sections.items():
+            f.write(f"{section}:\n" + "".join(f"  {k}: {json.dumps(v)}\n" for k, v in keys.items()))
+
+
+def learning_rate(a, step):
+    if step <= a.warmup:
+        return a.lr * step / a.warmup
+    progress = (step - a.warmup) / (a.steps - a.warmup)
+    return a.lr * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def clip(parameters, limit):
+    """Scales the gradients to a norm of at most the limit; returns what it was. Summed in double: PyTorch's own sum of
+    squares on a CPU is off by 5e-4."""
+    gradients = [p.grad for p in parameters]
+    norm = torch.sqrt(sum(g.double().square().sum() for g in gradients))
+    torch._foreach_mul_(gradients, torch.clamp(limit / norm, max=1.0).float())
+    return norm
+
+
+def train(a, m, shape):
+    m = m.to(a.device)
+    run = torch.compile(m) if a.compile else m
+    opt = model.optimizer(m, a.weight_decay, a.decay, fused=a.device == "cuda")
+    shards = data.Shards(a.data, shape.context, a.seed)
+    with open(os.path.join(a.folder, "peer.jsonl"), "w") as log:
+        for step in range(1, a.steps + 1):
+            tokens, targets = (torch.from_numpy(x.copy()).to(a.device) for x in shards.batch(step, a.batch))
+            for group in opt.param_groups:
+                group["lr"] = learning_rate(a, step)
+            with torch.autocast(a.device, torch.bfloat16, enabled=a.precision == "bf16"):
+                loss = run(tokens, targets)
+            loss.backward()
+            norm = clip(m.parameters(), BETAS_AND_CLIP["clip"])
+            opt.step()
+            opt.zero_grad(set_to_none=True)
+            log.write(json.dumps({"step": step, "loss": loss.item(), "grad_norm": norm.item()}) + "\n")
+            log.flush()
+
+
+def main():
+    a = arguments()
+    shape = model.shape_of(a.size, a.variant, a.context)
+    m = model.Model(shape)
+    m.draw(torch.Generator().manual_seed(a.seed), a.std)
+    os.makedirs(a.folder, exist_ok=True)
+    if a.only != "train":
+        write_safetensors(os.path.join(a.folder, "weights.safetensors"), m.weights())
+        write_config(os.path.join(a.folder, "config.yaml"), a, shape)
+    if a.only != "weights":
+        train(a, m, shape)
+
+
+if __name__ == "__main__":
+    main()

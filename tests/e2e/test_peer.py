@@ -1,0 +1,57 @@
+"""End to end: a whole run follows the PyTorch peer of bench/peer from the same weights over the same batches.
+
+The peer knows docs/design.md and not the C code: this compares the mathematics of the variants, backward passes, AdamW,
+clipping, the schedule and the order of the data at once. Needs a Python with PyTorch and NumPy, named by PEER_PYTHON.
+"""
+import json
+import os
+import random
+import subprocess
+import unittest
+
+import harness
+
+PYTHON = os.environ.get("PEER_PYTHON", "python3")
+PEER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "..", "bench", "peer")
+
+
+class Peer(harness.RunTest):
+    def setUp(self):
+        super().setUp()
+        if subprocess.run([PYTHON, "-c", "import numpy, torch"], capture_output=True).returncode:
+            self.skipTest(f"skipped: {PYTHON} has no PyTorch and NumPy")
+        # Two shards, and fewer windows than the run takes: a second epoch begins. Some tokens are frequent, most are not.
+        draw = random.Random(5)
+        for shard, count in enumerate((2900, 1900)):
+            harness.write_shard(self.path(f"train-{shard:05}.bin"),
+                                [min(4095, int(draw.paretovariate(0.6))) for _ in range(count)])
+
+    def peer(self, program, *arguments):
+        done = subprocess.run([PYTHON, os.path.join(PEER, program), *arguments], capture_output=True, text=True,
+                              timeout=self.time_limit_s)
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        return done.stdout
+
+    def follows(self, variant, ranks, *arguments):
+        """Weights three times as large as usual: attention is far from uniform."""
+        self.peer("follow.py", self.path("peer"), "--data", self.path("train-*.bin"), "--variant", variant, "--size", "tiny",
+                  "--context", "64", "--batch", "4", "--steps", "20", "--warmup", "5", "--device", "cpu", "--precision",
+                  "fp32", "--std", "0.06", *arguments)
+        self.train(ranks, self.path("peer", "config.yaml"), "run", "diagnostics.ranks=0", f"parallel.tensor={ranks}")
+        report = json.loads(self.peer("compare.py", self.path("peer", "peer.jsonl"), self.path("run", "run.db"), "--every", "1",
+                                      "--limit", "2e-6", "--norm-limit", "1e-4"))
+        self.assertEqual(report["steps"], 20)
+        self.assertLess(report["last_loss"], 0.7 * report["first_loss"])
+
+    def test_mha_follows(self):
+        self.follows("mha", 1)
+
+    def test_prerope_follows(self):
+        self.follows("mla-prerope", 1, "--decay", "all", "--weight-decay", "1")
+
+    def test_decoupled_follows(self):
+        self.follows("mla-decoupled", 2)
+
+
+if __name__ == "__main__":
+    unittest.main()
