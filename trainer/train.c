@@ -365,12 +365,13 @@ static void close_compute(trainer *t) {
     device_close(&t->ops);
 }
 
-static void report(const trainer *t) {
+static void report(trainer *t) {
     if (t->roles.compute_rank != 0) return;
     printf("run %s: %s, %ld steps", t->c.run.name, config_variant_name(t->c.attention.variant), (long)t->last_step);
     if (t->last_step > 0) printf(", loss %.4f", t->loss);
     if (t->validates) printf(", validation loss %.4f", t->validation_loss);
     if (t->last_step > 0) printf(", %.0f tokens/s", t->tokens_per_s);
+    if (t->ops.used_bytes) printf(", %.2f GiB of GPU memory", (double)t->ops.used_bytes(&t->ops) / 0x1p30);
     printf("\n%s/run.db\n", t->c.run.dir);
     fflush(stdout);
 }
@@ -418,7 +419,8 @@ static status run_diagnostics(trainer *t) {
         if (t->roles.oversubscribed && nice(10) == -1) log_debug("the diagnostics rank keeps its priority");
         status mine = open_log(t);
         if (mine == STATUS_OK)
-            mine = diag_open(&d, &t->c, t->c.run.dir, "cpu", t->roles.tp, t->roles.dp, t->roles.host);
+            mine = diag_open(&d, &t->c, t->c.run.dir, t->c.diagnostics.device == DEVICE_CUDA ? "cuda" : "cpu",
+                             t->roles.tp, t->roles.dp, t->roles.host);
         if (mine == STATUS_OK) mine = channel_receiver_open(&receiver, &t->roles);
         s = comm_agree(world, mine);
         if (s == STATUS_OK) {

@@ -58,6 +58,9 @@ struct ops {
     void (*upload)(ops *o, void *device, const void *host, size_t bytes);
     void (*download)(ops *o, void *host, const void *device, size_t bytes); /* complete on return */
     void (*sync)(ops *o);
+    /* What the device's memory in use has grown by since the table was opened, by whatever process; NULL where the
+     * device has no memory of its own. */
+    size_t (*used_bytes)(ops *o);
 
     /* Offloads: device memory on its way to the host while the queue and the caller go on. The parts arrive one behind
      * the other in host, memory from host_alloc, as they are at this place of the queue, whatever is written there

@@ -21,6 +21,7 @@ typedef struct cuda_context {
     struct cuda_plans *plans; /* product algorithms chosen so far, by shape (core/ops/cuda/matmul.c) */
     void *scratch;            /* of reductions; a call's contents end with it */
     size_t scratch_bytes;
+    size_t free_bytes; /* of the device, when the table was opened */
 
     cudaStream_t side; /* offloads leave the device here */
     char *staging;     /* [staging_bytes] an offload's parts, gathered */

@@ -57,6 +57,12 @@ static void table_sync(ops *o) {
     cuda_check(o, cudaStreamSynchronize(cuda_of(o)->stream), "sync");
 }
 
+static size_t table_used_bytes(ops *o) {
+    size_t left = 0, all = 0;
+    if (!cuda_check(o, cudaMemGetInfo(&left, &all), "cudaMemGetInfo")) return 0;
+    return left < cuda_of(o)->free_bytes ? cuda_of(o)->free_bytes - left : 0;
+}
+
 static void table_download(ops *o, void *host, const void *device, size_t bytes) {
     cuda_check(o, cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, cuda_of(o)->stream), "download");
     table_sync(o);
@@ -150,6 +156,7 @@ static const ops TABLE = {
     .upload = table_upload,
     .download = table_download,
     .sync = table_sync,
+    .used_bytes = table_used_bytes,
     .offload_open = cuda_offload_open,
     .host_alloc = cuda_host_alloc,
     .host_release = cuda_host_release,
@@ -222,6 +229,8 @@ static status find_device(int device, struct cudaDeviceProp *found) {
 static status context_open(cuda_context *c) {
     cudaError_t code = cudaSetDevice(c->device);
     if (code == cudaSuccess) code = cudaStreamCreateWithFlags(&c->stream, cudaStreamNonBlocking);
+    size_t all;
+    if (code == cudaSuccess) code = cudaMemGetInfo(&c->free_bytes, &all);
     c->scratch_bytes = SCRATCH_BYTES;
     if (code == cudaSuccess) code = cudaMalloc(&c->scratch, c->scratch_bytes);
     if (code != cudaSuccess)
