@@ -34,7 +34,7 @@ __device__ __forceinline__ void write_deltas(const char *dout, rows o, float *sh
 }
 
 template <typename C>
-__global__ void __launch_bounds__(C::THREADS, 2) dq_kernel(attn_core_args a, attn_core_grads g, float *delta) {
+__global__ void __launch_bounds__(C::THREADS, C::BLOCKS) dq_kernel(attn_core_args a, attn_core_grads g, float *delta) {
     extern __shared__ __align__(128) char shared[];
     constexpr int K_BYTES = C::TILE * C::QK * 2, V_BYTES = C::TILE * C::V * 2;
     char *dout_tile = shared + C::ROWS * C::QK * 2;
@@ -117,7 +117,7 @@ __device__ __forceinline__ void fill_rows(float *lse, float *delta, const float 
 enum { DK = 1, DV = 2 };
 
 template <typename C, int WHICH>
-__global__ void __launch_bounds__(C::THREADS, 2)
+__global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
     dkv_kernel(attn_core_args a, attn_core_grads g, const float *delta, float *shares) {
     extern __shared__ __align__(128) char shared[];
     constexpr int Q_BYTES = C::TILE * C::QK * 2, V_BYTES = C::TILE * C::V * 2;
@@ -128,7 +128,7 @@ __global__ void __launch_bounds__(C::THREADS, 2)
     int first = (int)(blockIdx.x % blocks) * C::ROWS, kv = (int)(blockIdx.x / blocks % a.kv_heads);
     int64_t sample = blockIdx.x / blocks / a.kv_heads;
     int row = threadIdx.x / LANES * 16 * C::MT, mine = first + row + lane() / 4;
-    int start = first / C::TILE, steps = (context + C::TILE - 1) / C::TILE - start;
+    int start = first / C::TILE * C::TILE; /* the first queries that see these keys */
     head x = head_of(a, sample, kv * group, kv);
 
     float dk[C::MT][C::QK / 8][4], dv[C::MT][C::V / 8][4], factor = a.scale * LOG2_E;
@@ -137,19 +137,21 @@ __global__ void __launch_bounds__(C::THREADS, 2)
     fill<C::QK, C::ROWS, C::THREADS>(k, x.k, x.k_rope, first, context);
     fill<C::V, C::ROWS, C::THREADS>(v, x.v, x.nothing, first, context);
     /* The steps of the group's query heads are one loop: the next head's first tile loads under the last of this. */
-    auto load = [&](int step) {
-        int h = kv * group + step / steps, query = (start + step % steps) * C::TILE, buffer = step % 2;
+    auto load = [&](int member, int query, int buffer) {
+        int h = kv * group + member;
         head y = head_of(a, sample, h, kv);
         fill<C::QK, C::TILE, C::THREADS>(q + buffer * Q_BYTES, y.q, y.nothing, query, context);
         fill<C::V, C::TILE, C::THREADS>(dout + buffer * V_BYTES, values_of(g.dout, a, y, h), y.nothing, query, context);
         fill_rows<C>(lse + buffer * C::TILE, deltas + buffer * C::TILE, a.lse + y.at, delta + y.at, query, context);
     };
-    load(0);
-    for (int step = 0; step < steps * group; step++) {
-        int query = (start + step % steps) * C::TILE, buffer = step % 2;
+    int member = 0, query = start, next = start;
+    load(0, start, 0);
+    for (int buffer = 0; member < group; query = next, buffer = 1 - buffer) {
         wait_for_groups();
         __syncthreads();
-        if (step + 1 < steps * group) load(step + 1);
+        next = query + C::TILE;
+        if (next >= context) next = start, member++;
+        if (member < group) load(member, next, 1 - buffer);
         if (query + C::TILE - 1 < first + row) continue; /* all earlier than the warp's keys */
         float s[C::MT][C::TILE / 8][4];
         clear(s);
@@ -228,8 +230,8 @@ cudaError_t run_dkv(const attn_core_args *a, const attn_core_grads *g, const flo
 cudaError_t fused_dq(const attn_core_args *a, const attn_core_grads *g, float *delta, cudaStream_t stream) {
     int qk = a->nope + a->rope, v = a->value;
     if (qk <= 64 && v <= 64) return run_dq<cut<64, 64, 2, 64>>(a, g, delta, stream);
-    if (qk <= 96 && v <= 64) return run_dq<cut<96, 64, 2, 32>>(a, g, delta, stream);
-    if (qk <= 128 && v <= 128) return run_dq<cut<128, 128, 2, 32>>(a, g, delta, stream);
+    if (qk <= 96 && v <= 64) return run_dq<cut<96, 64, 1, 64, 4, 3>>(a, g, delta, stream);
+    if (qk <= 128 && v <= 128) return run_dq<cut<128, 128, 1, 64>>(a, g, delta, stream);
     if (qk <= 192 && v <= 128) return run_dq<cut<192, 128, 1, 32>>(a, g, delta, stream);
     return run_dq<cut<256, 256, 1, 32>>(a, g, delta, stream);
 }
@@ -237,8 +239,8 @@ cudaError_t fused_dq(const attn_core_args *a, const attn_core_grads *g, float *d
 cudaError_t fused_dkv(const attn_core_args *a, const attn_core_grads *g, const float *delta, float *shares,
                       cudaStream_t stream) {
     int qk = a->nope + a->rope, v = a->value;
-    if (qk <= 64 && v <= 64) return run_dkv<cut<64, 64, 2, 32>, DK | DV>(a, g, delta, shares, stream);
-    if (qk <= 96 && v <= 64) return run_dkv<cut<96, 64, 2, 32>, DK | DV>(a, g, delta, shares, stream);
+    if (qk <= 64 && v <= 64) return run_dkv<cut<64, 64, 1, 64, 4, 3>, DK | DV>(a, g, delta, shares, stream);
+    if (qk <= 96 && v <= 64) return run_dkv<cut<96, 64, 1, 64, 4, 3>, DK | DV>(a, g, delta, shares, stream);
     if (qk <= 128 && v <= 128) return run_dkv<cut<128, 128, 1, 64>, DK | DV>(a, g, delta, shares, stream);
     if (qk <= 192 && v <= 128) return run_dkv<cut<192, 128, 1, 32>, DK | DV>(a, g, delta, shares, stream);
     cudaError_t code = run_dkv<cut<256, 256, 1, 32>, DK>(a, g, delta, shares, stream);

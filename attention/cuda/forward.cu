@@ -34,6 +34,7 @@ __device__ __forceinline__ void softmax(running<C> &r, float (&s)[C::MT][C::TILE
                 }
             r.sum[m][half] = r.sum[m][half] * shrink + sum;
             r.top[m][half] = top;
+            if (__all_sync(0xffffffffu, shrink == 1)) continue; /* soon no maximum moves */
 #pragma unroll
             for (int n = 0; n < C::V / 8; n++) {
                 r.o[m][n][2 * half] *= shrink;
@@ -77,7 +78,7 @@ __device__ __forceinline__ void store_rows(const running<C> &r, const attn_core_
     });
 }
 
-template <typename C> __global__ void __launch_bounds__(C::THREADS, 2) forward_kernel(attn_core_args a) {
+template <typename C> __global__ void __launch_bounds__(C::THREADS, C::BLOCKS) forward_kernel(attn_core_args a) {
     extern __shared__ __align__(128) char shared[];
     uint32_t q = shared_address(shared), k = q + C::ROWS * C::QK * 2, v = k + 2 * C::TILE * C::QK * 2;
     int blocks = (int)((a.context + C::ROWS - 1) / C::ROWS), context = (int)a.context;

@@ -80,18 +80,33 @@ struct rows {
     int cols;
 };
 
+/* The largest power of 2 that is n at most. */
+__host__ __device__ constexpr int power_below(int n) {
+    return n < 2 ? 1 : 2 * power_below(n / 2);
+}
+
 /* Fills ROWS rows of a tile from row `first` of the operand: left's columns, then right's, then zeros; rows from
- * `count` on are zeros. Columns come in whole chunks. */
+ * `count` on are zeros. Columns come in whole chunks. A thread keeps its column and walks down the rows. */
 template <int D, int ROWS, int THREADS>
 __device__ __forceinline__ void fill(uint32_t tile, rows left, rows right, int first, int count) {
-    constexpr int CHUNKS = D / 8;
+    constexpr int CHUNKS = D / 8, PASS = power_below(THREADS / CHUNKS);
+    int row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS, col = chunk * 8;
+    if (row >= PASS) return;
+    rows from = col < left.cols ? left : right;
+    int bytes = col < left.cols + right.cols ? 16 : 0;
+    const __nv_bfloat16 *data =
+        bytes ? from.data + (first + row) * from.ld + col - (col < left.cols ? 0 : left.cols) : left.data;
+    int64_t stride = bytes ? PASS * from.ld : 0;
+    if (first + ROWS <= count) {
 #pragma unroll
-    for (int i = threadIdx.x; i < ROWS * CHUNKS; i += THREADS) {
-        int row = i / CHUNKS, chunk = i % CHUNKS, col = chunk * 8, bytes = 16;
-        const __nv_bfloat16 *from = left.data + (first + row) * left.ld + col;
-        if (col >= left.cols) from = right.data + (first + row) * right.ld + col - left.cols;
-        if (col >= left.cols + right.cols || first + row >= count) bytes = 0, from = left.data;
-        copy_async(tile + chunk_at<D>(row, chunk), from, bytes);
+        for (int i = 0; i < ROWS / PASS; i++, data += stride)
+            copy_async(tile + chunk_at<D>(row + i * PASS, chunk), data, bytes);
+    } else {
+#pragma unroll
+        for (int i = 0; i < ROWS / PASS; i++, data += stride) {
+            bool inside = first + row + i * PASS < count;
+            copy_async(tile + chunk_at<D>(row + i * PASS, chunk), inside ? data : left.data, inside ? bytes : 0);
+        }
     }
 }
 
@@ -194,8 +209,9 @@ __device__ __forceinline__ rows values_of(const tensor &t, const attn_core_args 
 }
 
 /* How a kernel is cut for one pair of head sizes. TILE: tokens of the other side in a step. */
-template <int QK_, int V_, int MT_, int TILE_, int WARPS_ = 4> struct cut {
-    static constexpr int QK = QK_, V = V_, MT = MT_, TILE = TILE_, WARPS = WARPS_, THREADS = WARPS * LANES;
+template <int QK_, int V_, int MT_, int TILE_, int WARPS_ = 4, int BLOCKS_ = 2> struct cut {
+    static constexpr int QK = QK_, V = V_, MT = MT_, TILE = TILE_, WARPS = WARPS_, THREADS = WARPS * LANES,
+                         BLOCKS = BLOCKS_;                                 /* on a multiprocessor at once */
     static constexpr int ROWS = 16 * MT * WARPS;                           /* tokens of a block's own side */
     static constexpr size_t STEPS_BYTES = (size_t)2 * TILE * (QK + V) * 2; /* two buffers of the other side */
     static constexpr size_t BYTES = (size_t)ROWS * (QK + V) * 2 + STEPS_BYTES;
