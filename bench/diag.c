@@ -1,7 +1,7 @@
 /* bench_diag: time of one snapshot's diagnostics: spectra of every matrix, and their rows in the database.
  *
  * usage: bench_diag SIZE VARIANT [THREADS [SNAPSHOTS [section.key=value ...]]]
- *        e.g. bench_diag 130m mha 2 5 diagnostics.scopes=head
+ *        e.g. bench_diag 130m mha 2 5 diagnostics.scopes=head diagnostics.device=cuda
  * Checks first that queries twice as large give singular values twice as large, bit for bit, and that every status is
  * ok; then prints one JSON line: median ms of computing and of writing a snapshot, and bytes a row in the finished
  * file. */
@@ -18,6 +18,7 @@ enum { MOST_SNAPSHOTS = 2000, MOST_SETTINGS = 16 };
 typedef struct bench {
     config config;
     maps *maps;
+    svd_device device; /* with diagnostics.device=cuda */
     snapshot snapshot;
     int threads, snapshots;
     double compute_ms[MOST_SNAPSHOTS], write_ms[MOST_SNAPSHOTS];
@@ -106,10 +107,12 @@ static status measure(bench *b, const char *folder, const char *size, const char
     unlink(path);
     if (s != STATUS_OK) return s;
     int rows = maps_count(b->maps);
-    printf("{\"bench\":\"diag\",\"size\":\"%s\",\"variant\":\"%s\",\"threads\":%d,\"rows\":%d,\"snapshots\":%d,"
+    printf("{\"bench\":\"diag\",\"size\":\"%s\",\"variant\":\"%s\",\"device\":\"%s\",\"threads\":%d,\"rows\":%d,"
+           "\"snapshots\":%d,"
            "\"compute_ms\":%.2f,\"write_ms\":%.2f,\"bytes_per_row\":%.1f}\n",
-           size, variant, b->threads, rows, b->snapshots, median(b->compute_ms, b->snapshots),
-           median(b->write_ms, b->snapshots), (double)info.st_size / rows / b->snapshots);
+           size, variant, b->device.close ? "cuda" : "cpu", b->threads, rows, b->snapshots,
+           median(b->compute_ms, b->snapshots), median(b->write_ms, b->snapshots),
+           (double)info.st_size / rows / b->snapshots);
     return STATUS_OK;
 }
 
@@ -128,6 +131,9 @@ static status run(bench *b, int argc, char **argv) {
     for (int i = 5; i < argc && count < MOST_SETTINGS; i++) settings[count++] = argv[i];
     TRY(config_load(&b->config, NULL, settings, count));
     TRY(maps_open(&b->maps, &b->config, b->threads));
+    bool cuda = b->config.diagnostics.device == DEVICE_CUDA;
+    if (cuda) TRY(svd_cuda(&b->device));
+    if (cuda) TRY(maps_use_device(b->maps, &b->device));
     snapshot_fill(&b->snapshot, &b->config, 1);
     TRY(verify(b));
     if (!mkdtemp(folder)) return status_fail(STATUS_IO, "cannot make a folder in /tmp");
@@ -141,6 +147,7 @@ int main(int argc, char **argv) {
     status s = run(&b, argc, argv);
     if (s != STATUS_OK) fprintf(stderr, "bench_diag: %s\n", status_message());
     maps_close(b.maps);
+    if (b.device.close) b.device.close(&b.device);
     snapshot_free(&b.snapshot);
     config_free(&b.config);
     return s;

@@ -747,7 +747,6 @@ static status check_supported(const loader *l) {
     RULE(c->data.document_mask, data.document_mask, "this version attends across document ends (false)");
     RULE(c->parallel.zero != 0, parallel.zero, "this version keeps the optimizer state on every rank (0)");
     RULE(c->diagnostics.ranks > 1, diagnostics.ranks, "this version has at most one diagnostics rank");
-    RULE(c->diagnostics.device == DEVICE_CUDA, diagnostics.device, "this version computes spectra on the CPU only");
     RULE(contains(&c->diagnostics.forms, "weight"), diagnostics.forms,
          "this version has no spectra of single weights; use score and channel");
     RULE(c->diagnostics.alerts.count > 0, diagnostics.alerts, "this version raises no alerts");

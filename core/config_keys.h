@@ -81,7 +81,7 @@
     KEY(sigma2, E, config_sigma2, "trace", 0, 0, "how the variance is estimated: trace, median or fit")                \
     KEY(esd_every, I, , "0", 0, 1000000000, "steps between stored singular values; 0 is never")                        \
     KEY(when_behind, E, config_behind, "drop", 0, 0, "drop snapshots or wait when the diagnostics rank is behind")     \
-    KEY(device, E, config_device, "cpu", 0, 0, "where spectra are computed")                                           \
+    KEY(device, E, config_device, "cpu", 0, 0, "where spectra are computed: cpu or cuda; auto is cpu")                 \
     KEY(alerts, L, , "", 0, 0, "conditions that raise an event")
 
 #define CONFIG_CHECKPOINT(KEY)                                                                                         \

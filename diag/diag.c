@@ -30,7 +30,9 @@ typedef struct under_way {
 } under_way;
 
 struct diag {
-    maps *maps; /* NULL: no spectra are wanted */
+    maps *maps;        /* NULL: no spectra are wanted */
+    svd_device device; /* close NULL: the CPU's LAPACK */
+    bool device_lost;
     store *store;
     int64_t tokens_per_step, esd_every;
     under_way snapshots[MOST_UNDER_WAY];
@@ -45,6 +47,18 @@ bool diag_wants(const config *c, const char *tensor_name) {
     return maps_wants(c, tensor_name);
 }
 
+static status open_maps(diag *d, const config *c) {
+    TRY(maps_open(&d->maps, c, omp_get_max_threads()));
+    if (c->diagnostics.device != DEVICE_CUDA) return STATUS_OK;
+    TRY(svd_cuda(&d->device));
+    return maps_use_device(d->maps, &d->device);
+}
+
+static void close_maps(diag *d) {
+    maps_close(d->maps);
+    if (d->device.close) d->device.close(&d->device);
+}
+
 status diag_open(diag **out, const config *c, const char *run_dir, const char *device, int tp, int dp,
                  const char *hosts) {
     char path[4096];
@@ -56,7 +70,7 @@ status diag_open(diag **out, const config *c, const char *run_dir, const char *d
     status s = STATUS_OK;
     if (snprintf(path, sizeof(path), "%s/run.db", run_dir) >= (int)sizeof(path))
         s = status_fail(STATUS_IO, "the path of the run folder is too long: %s", run_dir);
-    if (s == STATUS_OK && c->diagnostics.ranks > 0) s = maps_open(&d->maps, c, omp_get_max_threads());
+    if (s == STATUS_OK && c->diagnostics.ranks > 0) s = open_maps(d, c);
     if (s == STATUS_OK) {
         const store_session session = {.config = c,
                                        .device = device,
@@ -72,7 +86,7 @@ status diag_open(diag **out, const config *c, const char *run_dir, const char *d
         *out = d;
         return STATUS_OK;
     }
-    maps_close(d->maps);
+    close_maps(d);
     free(d);
     return s;
 }
@@ -166,6 +180,14 @@ static void fail_snapshot(diag *d, const under_way *u, const char *why) {
     add_snapshot(d, u->step, "failed", now_ms() - u->since_ms, NAN, NULL, NULL);
 }
 
+/* Once: the CPU goes on. */
+static void report_device(diag *d, int64_t step) {
+    if (d->device_lost || !maps_device_fault(d->maps)) return;
+    d->device_lost = true;
+    store_event(d->store, step, "error", "fault", "the CPU computes the spectra from here on: %s",
+                maps_device_fault(d->maps));
+}
+
 static void compute_snapshot(diag *d, under_way *u) {
     int64_t count = maps_count(d->maps), value_count = maps_value_count(d->maps);
     spectrum *rows = malloc((size_t)(count + 1) * sizeof(*rows));
@@ -180,6 +202,7 @@ static void compute_snapshot(diag *d, under_way *u) {
         free(values);
         return;
     }
+    report_device(d, u->step);
     if (d->esd_every == 0 || u->step % d->esd_every != 0) {
         free(values);
         values = NULL;
@@ -273,7 +296,7 @@ status diag_close(diag *d) {
     if (!d) return STATUS_OK;
     status s = store_close(d->store);
     for (int i = 0; i < MOST_UNDER_WAY; i++) snapshot_free(&d->snapshots[i].parts);
-    maps_close(d->maps);
+    close_maps(d);
     free(d);
     return s;
 }

@@ -8,10 +8,13 @@
  * blocks, [G D | 0] or [R_kv | D_r] rows. So one code makes every score spectrum: QR of all rows, of which content is
  * the leading block of R, and rope a small QR of R's last columns.
  *
- * Workers take layers. Each has its own memory, allocated once; nothing here writes what another worker reads. */
+ * Workers take layers. Each has its own memory, allocated once; nothing here writes what another worker reads. With a
+ * device they leave square cores to it (diag/solver.h), and take matrices when it has the singular values. */
 #include "diag/maps.h"
 
 #include "core/arena.h"
+#include "core/log.h"
+#include "diag/solver.h"
 
 #include <cblas.h>
 #include <lapacke.h>
@@ -136,6 +139,9 @@ struct maps {
     int workers;
     worker *worker;
     const float **tensors; /* [layers, SLOTS] of the snapshot at work */
+    solver *solver;        /* NULL: LAPACK finds all singular values */
+    bool solver_works;
+    char solver_fault[256];
 };
 
 /* One snapshot at work. */
@@ -329,6 +335,7 @@ failed:
 
 void maps_close(maps *m) {
     if (!m) return;
+    solver_close(m->solver);
     for (int i = 0; m->worker && i < m->workers; i++) {
         spectrum_work_close(&m->worker[i].spectrum);
         free(m->worker[i].memory.base);
@@ -387,16 +394,32 @@ static void record(const job *j, int index, spectrum_status why) {
     for (int i = 0; i < x->rank; i++) j->values[x->first_value + i] = NAN;
 }
 
-/* The spectrum of w->core, which has rows x cols before the zeros by shape are dropped. */
-static void measure(const job *j, worker *w, int index, int rows, int cols) {
+/* The spectrum of the singular values in w. */
+static void record_values(const job *j, worker *w, int index) {
     const maps_matrix *x = &j->m->matrices[index];
-    spectrum_status why = spectrum_solve(&w->spectrum, w->core, rows, cols);
-    if (why != SPECTRUM_STATUS_ok) {
-        record(j, index, why);
-        return;
-    }
     memcpy(j->values + x->first_value, w->spectrum.values, (size_t)x->rank * sizeof(double));
     spectrum_measure(&w->spectrum, w->spectrum.values, x->rank, x->rows, x->cols, j->m->sigma2, &j->out[index]);
+}
+
+static void solve_here(const job *j, worker *w, int index, int rows, int cols) {
+    spectrum_status why = spectrum_solve(&w->spectrum, w->core, rows, cols);
+    if (why == SPECTRUM_STATUS_ok) {
+        record_values(j, w, index);
+    } else {
+        record(j, index, why);
+    }
+}
+
+/* The spectrum of w->core, which has rows x cols before the zeros by shape are dropped: now, or when the device has its
+ * singular values. */
+static void measure(const job *j, worker *w, int index, int rows, int cols) {
+    if (!j->m->solver_works || !solver_takes(j->m->solver, index)) {
+        solve_here(j, w, index, rows, cols);
+    } else if (finite_rows(w->core, (int64_t)rows * cols)) {
+        solver_put(j->m->solver, index, w->core);
+    } else {
+        record(j, index, SPECTRUM_STATUS_nonfinite);
+    }
 }
 
 /* A recorded part of a pair of factors: rows [first, first + count) of both; its core is multiplied by scale. */
@@ -642,18 +665,73 @@ static status find_tensors(maps *m, const snapshot *s) {
     return STATUS_OK;
 }
 
+/* ---------------------------------------------------------------- with a device */
+
+/* The side of the core that measure() gets; 0: it is not square. */
+static int core_side(const maps *m, const maps_matrix *x) {
+    int content = x->scope == MAPS_layer ? m->layer_content : m->chain.content, rope = m->chain.rope;
+    if (x->form == MAPS_weight) return x->rows == x->cols ? x->rows : 0;
+    int rows = x->part == MAPS_content ? content : x->part == MAPS_rope ? rope : content + rope;
+    return x->form == MAPS_channel ? rows : least(rows, m->width);
+}
+
+status maps_use_device(maps *m, svd_device *device) {
+    int *sides = malloc((size_t)(m->count + 1) * sizeof(*sides));
+    if (!sides) return status_fail(STATUS_INTERNAL, "out of memory for the diagnostics");
+    for (int i = 0; i < m->count; i++) sides[i] = core_side(m, &m->matrices[i]);
+    status s = solver_open(&m->solver, device, sides, m->count);
+    m->solver_works = s == STATUS_OK;
+    free(sides);
+    return s;
+}
+
+const char *maps_device_fault(const maps *m) {
+    return m->solver && !m->solver_works ? m->solver_fault : NULL;
+}
+
+/* A device that fails is not asked again: what it was to solve is solved here. */
+static void run_device(maps *m) {
+    if (solver_run(m->solver) == STATUS_OK) return;
+    snprintf(m->solver_fault, sizeof(m->solver_fault), "%s", status_message());
+    log_warn("from now on the CPU computes the spectra: %s", m->solver_fault);
+    m->solver_works = false;
+    status_clear();
+}
+
+static void take_from_device(const job *j, worker *w, int index) {
+    const solver *s = j->m->solver;
+    if (!solver_has(s, index)) return;
+    if (solver_values(s, index, w->spectrum.values)) {
+        record_values(j, w, index);
+        return;
+    }
+    int side = core_side(j->m, &j->m->matrices[index]);
+    solver_core(s, index, w->core);
+    solve_here(j, w, index, side, side);
+}
+
+static void compute_layer(const job *j, worker *w, int layer) {
+    if (j->m->form[MAPS_score] || j->m->form[MAPS_channel]) compute_maps(j, w, layer);
+    if (j->m->form[MAPS_weight]) compute_weights(j, w, layer);
+}
+
 status maps_compute(maps *m, const snapshot *s, spectrum *out, double *values) {
     TRY(find_tensors(m, s));
+    bool device = m->solver_works;
     int blas_threads = openblas_get_num_threads();
     openblas_set_num_threads(1); /* the workers are the parallelism */
-#pragma omp parallel num_threads(m->workers)
-    {
-#pragma omp for schedule(dynamic)
-        for (int layer = 0; layer < m->layers; layer++) {
-            job j = {m, m->tensors + (size_t)layer * SLOTS, out, values};
-            worker *w = &m->worker[omp_get_thread_num()];
-            if (m->form[MAPS_score] || m->form[MAPS_channel]) compute_maps(&j, w, layer);
-            if (m->form[MAPS_weight]) compute_weights(&j, w, layer);
+    if (device) solver_start(m->solver);
+#pragma omp parallel for num_threads(m->workers) schedule(dynamic)
+    for (int layer = 0; layer < m->layers; layer++) {
+        job j = {m, m->tensors + (size_t)layer * SLOTS, out, values};
+        compute_layer(&j, &m->worker[omp_get_thread_num()], layer);
+    }
+    if (device) {
+        run_device(m);
+#pragma omp parallel for num_threads(m->workers) schedule(dynamic)
+        for (int i = 0; i < m->count; i++) {
+            job j = {m, NULL, out, values};
+            take_from_device(&j, &m->worker[omp_get_thread_num()], i);
         }
     }
     openblas_set_num_threads(blas_threads);

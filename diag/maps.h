@@ -9,6 +9,7 @@
 #include "comm/snapshot.h"
 #include "core/config.h"
 #include "diag/spectrum.h"
+#include "diag/svd.h"
 
 #define MAPS_FORMS(X)  X(score) X(channel) X(weight)
 #define MAPS_PARTS(X)  X(full) X(content) X(rope)
@@ -41,6 +42,13 @@ typedef struct maps maps;
  * config names an unknown form, part or scope. */
 status maps_open(maps **out, const config *c, int threads);
 void maps_close(maps *m);
+
+/* From here on the singular values come from the device, in fp32; what it does not find, LAPACK does. device stays the
+ * caller's and outlives m. CONFIG when there is not the memory. */
+status maps_use_device(maps *m, svd_device *device);
+
+/* Why the device is no longer used; NULL while it is, or where there never was one. */
+const char *maps_device_fault(const maps *m);
 
 /* The recorded matrices, ordered by form, part, scope, layer, head, tensor. */
 int maps_count(const maps *m);

@@ -81,6 +81,7 @@ static inline config diagnostics_config(config_variant variant, int layers, int 
     c.model.context = 64;
     c.train.global_batch = 4;
     c.train.steps = 100;
+    c.train.init_from = "";
     c.attention.variant = variant;
     c.attention.kv_lora_rank = 2 * head_dim;
     c.attention.qk_nope_head_dim = c.attention.v_head_dim = head_dim;

@@ -1,94 +1,7 @@
 /* Effective maps: the oracle's cases laid out as production lays out its snapshots, and products formed in full. */
-#include "check.h"
-#include "diag/maps.h"
-#include "snapshots.h"
-#include "spectra_cases.h"
+#include "spectra_models.h"
 
 /* ---------------------------------------------------------------- the oracle's cases */
-
-static void copy_rows(float *to, const spectra_array *a, int first, int count) {
-    for (int i = 0; i < count * a->cols; i++) to[i] = (float)a->data[first * a->cols + i];
-}
-
-static void whole(snapshot *s, const spectra_case *c, const char *array, const char *name) {
-    const spectra_array *a = spectra_find(c, array);
-    char global[64];
-    snprintf(global, sizeof(global), "layers.0.%s", name);
-    if (a) copy_rows(snapshot_room(s, global, a->rows, a->cols), a, 0, a->rows);
-}
-
-static void gains(snapshot *s, const spectra_case *c, const char *array, const char *name, int count) {
-    if (spectra_find(c, array)) {
-        whole(s, c, array, name);
-        return;
-    }
-    char global[64];
-    snprintf(global, sizeof(global), "layers.0.%s", name);
-    float *g = snapshot_room(s, global, 1, count);
-    for (int i = 0; i < count; i++) g[i] = 1;
-}
-
-/* Heads of [first's block | second's block]; second NULL: rows of noise that no map may read. */
-static void interleaved(snapshot *s, const spectra_array *first, const spectra_array *second, int heads, int other_rows,
-                        const char *name) {
-    int a = first->rows / heads, b = second ? second->rows / heads : other_rows;
-    float *to = snapshot_room(s, name, (int64_t)heads * (a + b), first->cols);
-    for (int h = 0; h < heads; h++) {
-        copy_rows(to + (int64_t)h * (a + b) * first->cols, first, h * a, a);
-        float *rest = to + ((int64_t)h * (a + b) + a) * first->cols;
-        if (second) copy_rows(rest, second, h * b, b);
-        for (int i = 0; !second && i < b * first->cols; i++) rest[i] = 1e6f;
-    }
-}
-
-static config case_config(const spectra_case *c, snapshot *s) {
-    int heads = (int)spectra_int(c->json, "H", 0);
-    if (strcmp(c->kind, "mha") == 0) {
-        const spectra_array *q = spectra_find(c, "W_Q");
-        int dim = q->rows / heads;
-        config k = diagnostics_config(VARIANT_MHA, 1, heads, dim, q->cols);
-        k.model.kv_heads = spectra_find(c, "W_K")->rows / dim;
-        gains(s, c, "g_in", "attention_norm", q->cols);
-        whole(s, c, "W_Q", "attention.W_Q");
-        whole(s, c, "W_K", "attention.W_K");
-        return k;
-    }
-    const spectra_array *up = spectra_find(c, "W_UK");
-    int dim = up->rows / heads;
-    if (strcmp(c->kind, "prerope") == 0) {
-        const char *const names[] = {"W_Q", "W_K", "W_V", "W_DK", "W_DV", "W_UK"};
-        const spectra_array *q = spectra_find(c, "W_Q");
-        config k = diagnostics_config(VARIANT_MLA_PREROPE, 1, heads, dim, q->cols);
-        k.attention.kv_lora_rank = up->cols;
-        gains(s, c, "g_in", "attention_norm", q->cols);
-        gains(s, c, "g_kv", "attention.latent_norm", up->cols);
-        for (int i = 0; i < 6; i++) {
-            char name[64];
-            snprintf(name, sizeof(name), "attention.%s", names[i]);
-            whole(s, c, names[i], name);
-        }
-        return k;
-    }
-    const spectra_array *key = spectra_find(c, "W_KR"), *down_q = spectra_find(c, "W_DQ");
-    config k = diagnostics_config(VARIANT_MLA_DECOUPLED, 1, heads, dim, key->cols);
-    k.attention.kv_lora_rank = up->cols;
-    k.attention.qk_rope_head_dim = key->rows;
-    k.attention.v_head_dim = 5;
-    k.attention.q_lora_rank = down_q ? down_q->rows : 0;
-    gains(s, c, "g_in", "attention_norm", key->cols);
-    gains(s, c, "g_kv", "attention.latent_norm", up->cols);
-    if (down_q) {
-        gains(s, c, "g_q", "attention.q_latent_norm", down_q->rows);
-        whole(s, c, "W_DQ", "attention.W_DQ");
-        interleaved(s, spectra_find(c, "W_UQn"), spectra_find(c, "W_UQr"), heads, 0, "layers.0.attention.W_UQ");
-    } else {
-        interleaved(s, spectra_find(c, "W_Qn"), spectra_find(c, "W_Qr"), heads, 0, "layers.0.attention.W_Q");
-    }
-    whole(s, c, "W_DKV", "attention.W_DKV");
-    whole(s, c, "W_KR", "attention.W_KR");
-    interleaved(s, up, NULL, heads, 5, "layers.0.attention.W_UKV");
-    return k;
-}
 
 static int find_matrix(const maps *m, const char *form, const char *part, const char *scope, int layer, int head,
                        const char *name) {
@@ -102,27 +15,6 @@ static int find_matrix(const maps *m, const char *form, const char *part, const 
     return -1;
 }
 
-typedef struct computed {
-    maps *maps;
-    spectrum *rows;
-    double *values;
-} computed;
-
-static computed compute(const config *c, const snapshot *s, int threads) {
-    computed q = {0};
-    check_status(maps_open(&q.maps, c, threads), STATUS_OK);
-    q.rows = calloc((size_t)maps_count(q.maps), sizeof(*q.rows));
-    q.values = calloc((size_t)maps_value_count(q.maps), sizeof(double));
-    check_status(maps_compute(q.maps, s, q.rows, q.values), STATUS_OK);
-    return q;
-}
-
-static void release(computed *q) {
-    maps_close(q->maps);
-    free(q->rows);
-    free(q->values);
-}
-
 static void oracle_models(void **state) {
     int done = 0;
     spectra_case c;
@@ -130,7 +22,7 @@ static void oracle_models(void **state) {
         if (strcmp(c.kind, "matrix") != 0 && strcmp(c.kind, "chain") != 0) {
             snapshot s = {0};
             config k = case_config(&c, &s);
-            computed q = compute(&k, &s, 1);
+            computed q = compute(&k, &s, NULL, 1);
             size_t r;
             json_t *want;
             json_array_foreach(json_object_get(c.json, "results"), r, want) {
@@ -188,7 +80,7 @@ static void check_against_product(int heads, int kv_heads, int head_dim, int wid
     c.model.kv_heads = kv_heads;
     snapshot s = {0};
     snapshot_fill(&s, &c, 7);
-    computed q = compute(&c, &s, 2);
+    computed q = compute(&c, &s, NULL, 2);
     double want[64];
     for (int layer = 0; layer < 2; layer++)
         for (int h = -1; h < heads; h++) {
@@ -217,7 +109,7 @@ static void workers_do_not_matter(void **state) {
     config c = diagnostics_config(VARIANT_MLA_DECOUPLED, 3, 2, 8, 32);
     snapshot s = {0};
     snapshot_fill(&s, &c, 5);
-    computed one = compute(&c, &s, 1), two = compute(&c, &s, 2);
+    computed one = compute(&c, &s, NULL, 1), two = compute(&c, &s, NULL, 2);
     assert_memory_equal(one.values, two.values, (size_t)maps_value_count(one.maps) * sizeof(double));
     release(&one);
     release(&two);
@@ -237,7 +129,7 @@ static void every_wiring_has_its_spectra(void **state) {
         snapshot s = {0};
         snapshot_fill(&s, &c, 3);
         for (int i = 0; i < s.count; i++) assert_true(maps_wants(&c, s.tensors[i].name));
-        computed q = compute(&c, &s, 2);
+        computed q = compute(&c, &s, NULL, 2);
         for (int i = 0; i < maps_count(q.maps); i++) {
             const maps_matrix *x = &maps_matrices(q.maps)[i];
             if (q.rows[i].status != SPECTRUM_STATUS_ok)
@@ -268,10 +160,10 @@ static void a_nan_stays_where_it_is(void **state) {
     config c = diagnostics_config(VARIANT_MLA_DECOUPLED, 2, 2, 8, 32);
     snapshot s = {0};
     snapshot_fill(&s, &c, 9);
-    computed clean = compute(&c, &s, 1);
+    computed clean = compute(&c, &s, NULL, 1);
     float *Q = snapshot_find(&s, "layers.1.attention.W_Q")->data;
     Q[(1 * 12 + 3) * 32 + 5] = NAN; /* layer 1, head 1, content row 3 */
-    computed q = compute(&c, &s, 1);
+    computed q = compute(&c, &s, NULL, 1);
     int hurt = 0;
     for (int i = 0; i < maps_count(q.maps); i++) {
         const maps_matrix *x = &maps_matrices(q.maps)[i];
@@ -299,7 +191,7 @@ static void a_zero_map_has_status_zero(void **state) {
     snapshot_fill(&s, &c, 9);
     snapshot_tensor *t = (snapshot_tensor *)snapshot_find(&s, "layers.0.attention.W_DKV");
     memset(t->data, 0, (size_t)(t->rows * t->cols) * sizeof(float));
-    computed q = compute(&c, &s, 1);
+    computed q = compute(&c, &s, NULL, 1);
     assert_int_equal(q.rows[find_matrix(q.maps, "score", "content", "head", 0, 0, "")].status, SPECTRUM_STATUS_zero);
     assert_int_equal(q.rows[find_matrix(q.maps, "score", "rope", "head", 0, 0, "")].status, SPECTRUM_STATUS_ok);
     assert_int_equal(q.rows[find_matrix(q.maps, "score", "full", "head", 0, 0, "")].status,
