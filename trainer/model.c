@@ -126,9 +126,7 @@ static status describe(model *m, const config *c, ops *o, const attn_core *core,
     };
     m->attention = (attn_env){.ops = o, .core = core, .tp = tp};
     TRY(attn_dims_from_config(&m->attention.dims, c, tp->size, batch, m->context));
-    /* About 16 MiB of fp32 logits at a time on the whole group, whatever its size. */
-    const int64_t elements = 4 << 20;
-    m->chunk = elements / m->vocab < 64 ? 64 : elements / m->vocab;
+    m->chunk = o->logit_elements / m->vocab < 64 ? 64 : o->logit_elements / m->vocab;
     if (m->chunk > m->tokens) m->chunk = m->tokens;
     m->layer = calloc((size_t)m->layers, sizeof *m->layer);
     if (!m->layer) return status_fail(STATUS_INTERNAL, "out of memory for %d layers", m->layers);
@@ -136,12 +134,12 @@ static status describe(model *m, const config *c, ops *o, const attn_core *core,
 }
 
 /* Runs one micro-batch over counting tables: what rank `rank` of tp needs. */
-static status measure(model *m, const config *c, dtype activation, const attn_core *core, int rank, int tp,
-                      int64_t batch, model_needs *needs) {
+static status measure(model *m, const config *c, dtype activation, int64_t logit_elements, const attn_core *core,
+                      int rank, int tp, int64_t batch, model_needs *needs) {
     ops o;
     comm_counter counter = {0};
     comm_group group;
-    ops_count(&o, activation);
+    ops_count(&o, activation, logit_elements);
     comm_count(&group, &counter, rank, tp);
     status s = describe(m, c, &o, core, &group, batch);
     if (s != STATUS_OK) return s;
@@ -160,14 +158,14 @@ static status measure(model *m, const config *c, dtype activation, const attn_co
     return STATUS_OK;
 }
 
-status model_describe(model *m, const config *c, dtype activation, const attn_core *core, int tp, int64_t batch,
-                      model_needs *needs) {
-    return measure(m, c, activation, core, 0, tp, batch, needs);
+status model_describe(model *m, const config *c, dtype activation, int64_t logit_elements, const attn_core *core,
+                      int tp, int64_t batch, model_needs *needs) {
+    return measure(m, c, activation, logit_elements, core, 0, tp, batch, needs);
 }
 
 status model_create(model *m, const config *c, ops *o, const attn_core *core, comm_group *tp, int64_t batch) {
     model_needs needs;
-    status s = measure(m, c, o->activation, core, tp->rank, tp->size, batch, &needs);
+    status s = measure(m, c, o->activation, o->logit_elements, core, tp->rank, tp->size, batch, &needs);
     model_free(m);
     if (s != STATUS_OK) return s;
     TRY(describe(m, c, o, core, tp, batch));

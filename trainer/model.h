@@ -61,8 +61,8 @@ void model_free(model *m);
 
 /* The model of rank 0 of tp without its memory (every data pointer is NULL), and what it needs. For planning; the
  * caller frees with model_free in any case. */
-status model_describe(model *out, const config *c, dtype activation, const attn_core *core, int tp, int64_t batch,
-                      model_needs *needs);
+status model_describe(model *out, const config *c, dtype activation, int64_t logit_elements, const attn_core *core,
+                      int tp, int64_t batch, model_needs *needs);
 
 /* Forward and backward of one micro-batch (host arrays [B T]): adds scale * d(sum of the tokens' cross-entropy) to the
  * gradients and the sum itself to the loss. Partial gradients stay partial. */

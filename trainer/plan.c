@@ -35,9 +35,13 @@ static int64_t spectra_rows(const config *c) {
 }
 
 /* auto is planned as the CPU would run it. */
+static bool on_gpu(const config *c) {
+    return c->run.device == DEVICE_CUDA;
+}
+
 static dtype activation_type(const config *c) {
-    bool gpu = c->run.device == DEVICE_CUDA && c->train.precision == PRECISION_AUTO;
-    return gpu || c->train.precision == PRECISION_BF16 ? DTYPE_BF16 : DTYPE_F32;
+    bool bf16 = on_gpu(c) && c->train.precision == PRECISION_AUTO;
+    return bf16 || c->train.precision == PRECISION_BF16 ? DTYPE_BF16 : DTYPE_F32;
 }
 
 status plan_make(plan *out, const config *c) {
@@ -59,7 +63,8 @@ status plan_make(plan *out, const config *c) {
         return status_fail(STATUS_CONFIG, "train.micro_batch: each rank's %ld samples a step are no multiple of %ld",
                            (long)(batch / dp), (long)micro);
     model m = {0};
-    status s = model_describe(&m, c, activation_type(c), &attn_core_cpu, tp, micro, &out->rank0);
+    status s = model_describe(&m, c, activation_type(c), on_gpu(c) ? OPS_CUDA_LOGITS : OPS_CPU_LOGITS, &attn_core_cpu,
+                              tp, micro, &out->rank0);
     if (s == STATUS_OK) {
         double micro_flops = out->rank0.train_flops * tp + attention_flops(&m.attention.dims, m.layers);
         int64_t partial = m.params.region_first[REGION_PARTIAL + 1] - m.params.region_first[REGION_PARTIAL];

@@ -41,12 +41,15 @@ typedef struct offload_part {
 
 enum { OFFLOAD_SLOTS = 2 }; /* offloads under way at most, one a slot */
 
+enum { OPS_CPU_LOGITS = 4 << 20, OPS_CUDA_LOGITS = 128 << 20 };
+
 struct ops {
     const char *name;
-    dtype activation;    /* type of activations and of the weights' compute copy */
-    status first_error;  /* STATUS_OK, or the first failure's code; its message is in status_message() */
-    double flops;        /* of matrix products so far: 2 m n k each */
-    double gemm_seconds; /* time inside matrix products so far, on the calling thread */
+    dtype activation;       /* type of activations and of the weights' compute copy */
+    int64_t logit_elements; /* of logits to compute at a time: enough for efficient products, little beside the rest */
+    status first_error;     /* STATUS_OK, or the first failure's code; its message is in status_message() */
+    double flops;           /* of matrix products so far: 2 m n k each */
+    double gemm_seconds;    /* time inside matrix products so far, on the calling thread */
 
     void *context;         /* what the device's own files keep here: core/ops/cuda/context.h */
     void (*close)(ops *o); /* frees context; NULL where there is none */
@@ -137,7 +140,7 @@ const char *ops_cpu_blas(void);
 
 /* A table that computes nothing and touches no memory, but counts flops: set-up code runs over it to find out what a
  * step needs. */
-void ops_count(ops *out, dtype activation);
+void ops_count(ops *out, dtype activation, int64_t logit_elements);
 
 static inline status ops_status(const ops *o) {
     return o->first_error;

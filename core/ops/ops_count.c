@@ -39,10 +39,11 @@ static void no_cast(ops *o, void *out, const float *x, int64_t count) {}
 static void no_adamw(ops *o, float *weight, float *m, float *v, const float *gradient, void *copy, int64_t count,
                      adamw_args args) {}
 
-void ops_count(ops *out, dtype activation) {
+void ops_count(ops *out, dtype activation, int64_t logit_elements) {
     *out = (ops){
         .name = "count",
         .activation = activation,
+        .logit_elements = logit_elements,
         .alloc = no_alloc,
         .release = no_release,
         .zero = no_zero,

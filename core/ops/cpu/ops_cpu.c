@@ -306,6 +306,7 @@ status ops_cpu(ops *out, int threads) {
     *out = (ops){
         .name = "cpu",
         .activation = DTYPE_F32,
+        .logit_elements = OPS_CPU_LOGITS,
         .alloc = cpu_alloc,
         .release = cpu_release,
         .zero = cpu_zero,

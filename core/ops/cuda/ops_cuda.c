@@ -255,6 +255,7 @@ status ops_cuda(ops *out, int device, bool fp32) {
     }
     *out = TABLE;
     out->activation = fp32 ? DTYPE_F32 : DTYPE_BF16;
+    out->logit_elements = OPS_CUDA_LOGITS;
     out->context = c;
     out->close = table_close;
     return STATUS_OK;
