@@ -1,5 +1,5 @@
-/* The device that a test computes on: the CPU, or with BULKHEAD_TEST_DEVICE=cuda a GPU in fp32, so that one source
- * tests both tables. */
+/* The device that a test computes on: the CPU, or with BULKHEAD_TEST_DEVICE=cuda a GPU, in fp32 or with
+ * BULKHEAD_TEST_PRECISION=bf16 in bf16, so that one source tests all tables. */
 #pragma once
 
 #include "check.h"
@@ -13,6 +13,11 @@ static inline bool test_on_cuda(void) {
     return device && strcmp(device, "cuda") == 0;
 }
 
+static inline bool test_in_bf16(void) {
+    const char *precision = getenv("BULKHEAD_TEST_PRECISION");
+    return test_on_cuda() && precision && strcmp(precision, "bf16") == 0;
+}
+
 /* GPU `index` of as many as the test's ranks take; the test skips where they are not there. Ends with o->close, if any.
  */
 static inline const attn_core *test_device(ops *o, int threads, int index, int gpus) {
@@ -24,26 +29,38 @@ static inline const attn_core *test_device(ops *o, int threads, int index, int g
         print_message("skipped: %d of %d NVIDIA GPUs on this machine\n", ops_cuda_devices(), gpus);
         skip();
     }
-    check_status(ops_cuda(o, index, true), STATUS_OK);
+    check_status(ops_cuda(o, index, !test_in_bf16()), STATUS_OK);
     return attn_core_cuda();
 }
 
-/* A malloc'ed copy in host memory of t, fp32 and dense. */
+/* A malloc'ed copy in host memory of t, which is dense, as fp32. */
 static inline tensor test_to_host(ops *o, tensor t) {
-    size_t bytes = (size_t)(t.rows * t.cols) * sizeof(float);
+    size_t count = (size_t)(t.rows * t.cols);
     assert_int_equal(t.ld, t.cols);
-    assert_int_equal(t.type, DTYPE_F32);
-    float *host = malloc(bytes ? bytes : 1);
+    float *host = malloc(count ? count * sizeof *host : 1);
     assert_non_null(host);
-    o->download(o, host, t.data, bytes);
+    o->download(o, host, t.data, count * dtype_bytes(t.type));
+    if (t.type == DTYPE_BF16) /* widened in place, from the last on: bf16 is the upper half of fp32 */
+        for (size_t i = count; i-- > 0;) {
+            uint16_t half;
+            memcpy(&half, (char *)host + i * sizeof half, sizeof half);
+            uint32_t bits = (uint32_t)half << 16;
+            memcpy(&host[i], &bits, sizeof bits);
+        }
     return tensor_make(host, DTYPE_F32, t.rows, t.cols);
 }
 
-/* values[rows, cols] in new memory of the device; ends with o->release. */
+/* values[rows, cols] in new memory of the device, as activations; ends with o->release. */
 static inline tensor test_to_device(ops *o, const float *values, int64_t rows, int64_t cols) {
     size_t bytes = (size_t)(rows * cols) * sizeof *values;
-    void *data = o->alloc(o, bytes);
-    assert_non_null(data);
-    o->upload(o, data, values, bytes);
-    return tensor_make(data, DTYPE_F32, rows, cols);
+    void *wide = o->alloc(o, bytes);
+    assert_non_null(wide);
+    o->upload(o, wide, values, bytes);
+    if (o->activation == DTYPE_F32) return tensor_make(wide, DTYPE_F32, rows, cols);
+    void *narrow = o->alloc(o, (size_t)(rows * cols) * dtype_bytes(o->activation));
+    assert_non_null(narrow);
+    o->cast(o, narrow, wide, rows * cols);
+    o->sync(o);
+    o->release(o, wide);
+    return tensor_make(narrow, o->activation, rows, cols);
 }

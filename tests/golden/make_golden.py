@@ -3,7 +3,8 @@
 
 Each case becomes models/CASE.safetensors: fp32 weights, tokens and targets, and what float64 arithmetic makes of them
 (stored as fp32): the mean cross-entropy, each token's loss, the final hidden states, every parameter's gradient, and
-for layer 0's attention alone its output, dx and weight gradients for a random x and a random output gradient.
+for layer 0's attention alone its output, dx and weight gradients for a random x and a random output gradient. The
+metadata tell how far from these a naive bf16 version usually is: "bf16.NAME" is ||naive - float64|| / ||float64||.
 
     make_golden.py            write all files beside this script
     make_golden.py --check    recompute and compare with the committed files; writes nothing
@@ -27,6 +28,7 @@ except ImportError:
 FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), "models")
 torch.set_default_dtype(torch.float64)
 torch.set_num_threads(1)
+NAIVE_RUNS = 16
 
 DEFAULTS = dict(layers=1, width=32, heads=4, kv_heads=None, head_dim=8, ffn=20, vocab=53, context=33, batch=1,
                 tie_embeddings=False, rope_theta=10000.0, norm_eps=1e-6, variant="mha", kv_lora_rank=0, q_lora_rank=0,
@@ -129,12 +131,40 @@ def draw_parameters(c, generator):
             value = draw(shape, generator, 0.7)
         else:
             value = draw(shape, generator, 1.2 / shape[1] ** 0.5)
-        parameters[name] = value.float().double().requires_grad_()
+        parameters[name] = value.float().double()
     return parameters
 
 
+class Bf16(torch.autograd.Function):
+    """Rounds to bf16 what goes forward and the gradient that comes back. In so small a model the error is a matter of luck:
+    values are nudged by 2^-13 first, far less than bf16's spacing, so that several runs tell how large it usually is."""
+    nudges = None  # a generator; without one nothing is rounded
+
+    @staticmethod
+    def round(x):
+        return (x * (1 + 2.0 ** -13 * torch.randn(x.shape, generator=Bf16.nudges))).bfloat16().to(x.dtype)
+
+    @staticmethod
+    def forward(context, x):
+        return Bf16.round(x)
+
+    @staticmethod
+    def backward(context, gradient):
+        return Bf16.round(gradient)
+
+
+def stored(x):
+    """The result of an operation as it is kept for the next. The naive bf16 version is the same model with every weight and
+    every result in bf16: products, norms, rotary, scores, softmax, SwiGLU, residual sums and logits; each exact inside."""
+    return Bf16.apply(x) if Bf16.nudges else x
+
+
+def linear(x, w):
+    return stored(x @ w.T)
+
+
 def rms_norm(x, gain, eps):
-    return x / torch.sqrt((x * x).mean(-1, keepdim=True) + eps) * gain[0]
+    return stored(x / torch.sqrt((x * x).mean(-1, keepdim=True) + eps) * gain[0])
 
 
 def rope(x, theta):
@@ -142,14 +172,14 @@ def rope(x, theta):
     half = x.shape[-1] // 2
     angle = torch.arange(x.shape[1])[:, None] * theta ** (-torch.arange(half) / half)
     a, b = x[..., :half], x[..., half:]
-    return torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], -1)
+    return stored(torch.cat([a * angle.cos() - b * angle.sin(), b * angle.cos() + a * angle.sin()], -1))
 
 
 def attend(q, k, v, scale):
     """Causal softmax attention of one head: q, k [B, T, D_qk], v [B, T, D_v]."""
-    scores = (q @ k.transpose(1, 2)) * scale
+    scores = stored((q @ k.transpose(1, 2)) * scale)
     future = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(1)
-    return torch.softmax(scores.masked_fill(future, -torch.inf), -1) @ v
+    return stored(stored(torch.softmax(scores.masked_fill(future, -torch.inf), -1)) @ v)
 
 
 def heads_of(x, count):
@@ -168,30 +198,30 @@ def attention(c, w, x):
         return torch.cat([rope(h, theta) for h in heads_of(y, y.shape[-1] // c.head_dim)], -1)
 
     if c.variant == "mha":
-        q = [rope(h, theta) for h in heads_of(x @ w["W_Q"].T, H)]
-        k = [rope(h, theta) for h in heads_of(x @ w["W_K"].T, c.kv_heads)]
-        v = heads_of(x @ w["W_V"].T, c.kv_heads)
+        q = [rope(h, theta) for h in heads_of(linear(x, w["W_Q"]), H)]
+        k = [rope(h, theta) for h in heads_of(linear(x, w["W_K"]), c.kv_heads)]
+        v = heads_of(linear(x, w["W_V"]), c.kv_heads)
         k, v = ([y[h * c.kv_heads // H] for h in range(H)] for y in (k, v))
         width = c.head_dim
     elif c.variant == "mla-prerope":
         if c.prerope_source == "key":
-            latent = rotate_heads(x @ w["W_K"].T) @ w["W_DK"].T + (x @ w["W_V"].T) @ w["W_DV"].T
+            latent = stored(linear(rotate_heads(linear(x, w["W_K"])), w["W_DK"]) + linear(linear(x, w["W_V"]), w["W_DV"]))
         else:
-            latent = rotate_heads(x) @ w["W_D"].T
+            latent = linear(rotate_heads(x), w["W_D"])
         latent = norm(latent, "latent_norm")
-        q = heads_of(rotate_heads(x @ w["W_Q"].T), H)
-        k, v = heads_of(latent @ w["W_UK"].T, H), heads_of(latent @ w["W_UV"].T, H)
+        q = heads_of(rotate_heads(linear(x, w["W_Q"])), H)
+        k, v = heads_of(linear(latent, w["W_UK"]), H), heads_of(linear(latent, w["W_UV"]), H)
         width = c.head_dim
     else:
         Dn, Dr, Dv = c.qk_nope_head_dim, c.qk_rope_head_dim, c.v_head_dim
-        latent = norm(x @ w["W_DKV"].T, "latent_norm")
-        shared = rope(x @ w["W_KR"].T, theta)
-        queries = norm(x @ w["W_DQ"].T, "q_latent_norm") @ w["W_UQ"].T if c.q_lora_rank else x @ w["W_Q"].T
+        latent = norm(linear(x, w["W_DKV"]), "latent_norm")
+        shared = rope(linear(x, w["W_KR"]), theta)
+        queries = linear(norm(linear(x, w["W_DQ"]), "q_latent_norm"), w["W_UQ"]) if c.q_lora_rank else linear(x, w["W_Q"])
         q = [torch.cat([h[..., :Dn], rope(h[..., Dn:], theta)], -1) for h in heads_of(queries, H)]
-        up = heads_of(latent @ w["W_UKV"].T, H)
+        up = heads_of(linear(latent, w["W_UKV"]), H)
         k, v = [torch.cat([h[..., :Dn], shared], -1) for h in up], [h[..., Dn:] for h in up]
         width = Dn + Dr
-    return torch.cat([attend(q[h], k[h], v[h], width ** -0.5) for h in range(H)], -1) @ w["W_O"].T
+    return linear(torch.cat([attend(q[h], k[h], v[h], width ** -0.5) for h in range(H)], -1), w["W_O"])
 
 
 def layer_attention(parameters, layer):
@@ -204,38 +234,61 @@ def model(c, parameters, tokens, targets):
     x = parameters["embedding"][tokens]
     for layer in range(c.layers):
         p = f"layers.{layer}."
-        x = x + attention(c, layer_attention(parameters, layer),
-                          rms_norm(x, parameters[p + "attention_norm"], c.norm_eps))
+        x = stored(x + attention(c, layer_attention(parameters, layer),
+                                 rms_norm(x, parameters[p + "attention_norm"], c.norm_eps)))
         y = rms_norm(x, parameters[p + "mlp_norm"], c.norm_eps)
-        gate = y @ parameters[p + "mlp.W_gate"].T
-        x = x + (gate * torch.sigmoid(gate) * (y @ parameters[p + "mlp.W_up"].T)) @ parameters[p + "mlp.W_down"].T
+        gate, up = linear(y, parameters[p + "mlp.W_gate"]), linear(y, parameters[p + "mlp.W_up"])
+        x = stored(x + linear(stored(gate * torch.sigmoid(gate) * up), parameters[p + "mlp.W_down"]))
     hidden = rms_norm(x, parameters["norm"], c.norm_eps)
-    logits = hidden @ parameters["embedding" if c.tie_embeddings else "lm_head"].T
+    logits = linear(hidden, parameters["embedding" if c.tie_embeddings else "lm_head"])
     return hidden, torch.logsumexp(logits, -1) - logits.gather(-1, targets[..., None])[..., 0]
 
 
+def leaves(tensors):
+    """Fresh leaves of the graph with these values, and the same as the model reads them."""
+    fresh = {k: t.detach().clone().requires_grad_() for k, t in tensors.items()}
+    return fresh, {k: stored(t) for k, t in fresh.items()}
+
+
+def run(c, parameters, tokens, targets, x, dout):
+    """What the model and layer 0's attention alone make of their inputs, by name."""
+    weights, read = leaves(parameters)
+    hidden, losses = model(c, read, tokens, targets)
+    losses.mean().backward()
+    results = {"loss": losses.mean().reshape(1), "losses": losses, "hidden": hidden.reshape(-1, c.width)}
+    results.update({"gradient." + k: v.grad for k, v in weights.items()})
+
+    weights, read = leaves({**layer_attention(parameters, 0), "x": x})
+    out = attention(c, read, read["x"])
+    out.backward(stored(dout))
+    results["sublayer.out"], results["sublayer.dx"] = (t.reshape(-1, c.width) for t in (out, weights.pop("x").grad))
+    results.update({"sublayer.gradient." + k: v.grad for k, v in weights.items()})
+    return {k: v.detach() for k, v in results.items()}
+
+
+def naive_errors(results, again):
+    """||naive - float64|| / ||float64|| of each result, the root mean square over NAIVE_RUNS runs."""
+    squares = dict.fromkeys(results, 0.0)
+    Bf16.nudges = torch.Generator().manual_seed(1)
+    for _ in range(NAIVE_RUNS):
+        naive = again()
+        for k, v in results.items():
+            squares[k] += float((naive[k] - v).norm() / v.norm()) ** 2 / NAIVE_RUNS
+    Bf16.nudges = None
+    return {k: v ** 0.5 for k, v in squares.items()}
+
+
 def compute(name, c):
-    """All tensors of one case, by name; floats are float64."""
+    """All tensors of one case, by name (floats are float64), and how far off the naive bf16 version is."""
     generator = torch.Generator().manual_seed(1000 + list(CASES).index(name))
     parameters = draw_parameters(c, generator)
     tokens, targets = torch.randint(c.vocab, (2, c.batch, c.context), generator=generator)
     targets[0, 0], tokens[-1, -1] = c.vocab - 1, c.vocab - 1  # the last row of the vocabulary is used
-
-    hidden, losses = model(c, parameters, tokens, targets)
-    losses.mean().backward()
-    tensors = {**parameters, "tokens": tokens, "targets": targets, "loss": losses.mean().reshape(1), "losses": losses,
-               "hidden": hidden.reshape(-1, c.width)}
-    tensors.update({"gradient." + k: v.grad.clone() for k, v in parameters.items()})
-
-    x = draw((c.batch, c.context, c.width), generator, 1).requires_grad_()
-    dout = draw(x.shape, generator, 1)
-    weights = {k: v.detach().clone().requires_grad_() for k, v in layer_attention(parameters, 0).items()}
-    out = attention(c, weights, x)
-    out.backward(dout)
-    sublayer = {"x": x, "out": out, "dout": dout, "dx": x.grad}
-    tensors.update({"sublayer." + k: v.reshape(-1, c.width) for k, v in sublayer.items()})
-    tensors.update({"sublayer.gradient." + k: v.grad for k, v in weights.items()})
-    return {k: v.detach() for k, v in tensors.items()}
+    x, dout = (draw((c.batch, c.context, c.width), generator, 1) for _ in range(2))
+    results = run(c, parameters, tokens, targets, x, dout)
+    off = naive_errors(results, lambda: run(c, parameters, tokens, targets, x, dout))
+    rows = {"sublayer.x": x.reshape(-1, c.width), "sublayer.dout": dout.reshape(-1, c.width)}
+    return {**parameters, "tokens": tokens, "targets": targets, **results, **rows}, off
 
 
 def write_safetensors(path, tensors, metadata):
@@ -255,36 +308,46 @@ def write_safetensors(path, tensors, metadata):
 
 
 def read_safetensors(path):
+    """Tensors by name, and the metadata."""
     with open(path, "rb") as f:
         content = f.read()
     length, = struct.unpack_from("<Q", content)
     header, data = json.loads(content[8:8 + length]), content[8 + length:]
+    metadata = header.pop("__metadata__")
     kinds = {"F32": torch.float32, "I32": torch.int32}
     return {name: torch.frombuffer(bytearray(data[slice(*entry["data_offsets"])]), dtype=kinds[entry["dtype"]])
-            .reshape(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+            .reshape(entry["shape"]) for name, entry in header.items()}, metadata
 
 
-def check(path, tensors):
-    """The committed file is what this script computes, to fp32 rounding."""
-    stored = read_safetensors(path)
-    if list(stored) != list(tensors):
+def check(path, tensors, metadata):
+    """The committed file is what this script computes, to fp32 rounding; a sum in another order may round a bf16 result of
+    the naive version the other way."""
+    stored_tensors, stored_metadata = read_safetensors(path)
+    if list(stored_tensors) != list(tensors) or set(stored_metadata) != set(metadata):
         sys.exit(f"{path}: other tensors than the script's; run make_golden.py and commit the files")
     for name, t in tensors.items():
-        gap = (stored[name].double() - t).abs().max() / max(float(t.double().abs().max()), 1e-30)
+        gap = (stored_tensors[name].double() - t).abs().max() / max(float(t.double().abs().max()), 1e-30)
         if not gap <= 2.0 ** -23:
             sys.exit(f"{path}: {name} is off by {float(gap):.2g}; run make_golden.py and commit the files")
+    for key, value in metadata.items():
+        same = value == stored_metadata[key]
+        if not same and not (key.startswith("bf16.") and abs(float(value) / float(stored_metadata[key]) - 1) < 0.02):
+            sys.exit(f"{path}: {key} is {stored_metadata[key]}, not {value}; run make_golden.py and commit the files")
 
 
 def main():
     os.makedirs(FOLDER, exist_ok=True)
     for name, overrides in CASES.items():
         c = resolve(overrides)
-        path, tensors = os.path.join(FOLDER, name + ".safetensors"), compute(name, c)
+        path, (tensors, off) = os.path.join(FOLDER, name + ".safetensors"), compute(name, c)
+        metadata = {"settings": "\n".join(settings(c)), "batch": str(c.batch)}
+        metadata.update({"bf16." + k: f"{v:.3g}" for k, v in off.items()})
         if "--check" in sys.argv[1:]:
-            check(path, tensors)
+            check(path, tensors, metadata)
         else:
-            write_safetensors(path, tensors, {"settings": "\n".join(settings(c)), "batch": str(c.batch)})
-        print(f"{name}: loss {float(tensors['loss']):.6f}, {os.path.getsize(path):,} bytes")
+            write_safetensors(path, tensors, metadata)
+        print(f"{name}: loss {float(tensors['loss']):.6f}, naive bf16 off by {off['losses']:.2g} in the tokens' losses, "
+              f"{max(off.values()):.2g} at most, {os.path.getsize(path):,} bytes")
 
 
 if __name__ == "__main__":
