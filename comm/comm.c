@@ -21,6 +21,7 @@ void comm_group_fail(comm_group *g, const char *operation, const char *reason) {
 static bool begin(comm_group *g, const char *operation, int64_t count, const char *place, int layer) {
     if (g->first_error != STATUS_OK) return false;
     /* The watchdog reads these from its own thread. */
+    __atomic_store_n(&g->operation, operation, __ATOMIC_RELAXED);
     __atomic_store_n(&g->place, place, __ATOMIC_RELAXED);
     __atomic_store_n(&g->layer, layer, __ATOMIC_RELAXED);
     __atomic_add_fetch(&g->sequence, 1, __ATOMIC_RELAXED);

@@ -15,12 +15,29 @@ typedef enum comm_op { COMM_SUM, COMM_MAX } comm_op;
 
 typedef struct comm_group comm_group;
 
+/* A rank that waits longer than this for its peers in one collective, or in making a group, has lost one of them: they
+ * differ by milliseconds. The job must end within a minute. */
+enum { COMM_COLLECTIVE_PATIENCE_S = 45 };
+
+/* A collective that a device has been told to do and has not finished. */
+typedef struct comm_pending {
+    const char *operation, *place;
+    int layer;
+    uint64_t sequence;
+    uint64_t finished; /* how many were finished before it: where this number stands still, nothing moves */
+    double queued_s;
+} comm_pending;
+
 typedef struct comm_backend {
     const char *name;
     void (*all_reduce)(comm_group *g, void *data, int64_t count, dtype type, comm_op op);
     void (*broadcast_start)(comm_group *g, void *data, int64_t count, dtype type, int root);
     void (*broadcast_finish)(comm_group *g);
     void (*close)(comm_group *g);
+    /* For the watchdog's thread; NULL where calls return only when they are done. The oldest collective that is not
+     * finished, false when there is none; and what the library found wrong by itself, NULL for nothing. */
+    bool (*unfinished)(const comm_group *g, comm_pending *oldest);
+    const char *(*fault)(const comm_group *g);
     bool bf16_sums; /* adds bf16 with fp32 in between, as NCCL does within one host */
 } comm_backend;
 
@@ -32,7 +49,7 @@ struct comm_group {
     status first_error;
     uint64_t sequence; /* collectives begun so far */
     uint64_t waits; /* odd while this rank is inside a collective that needs the others: what the watchdog looks at */
-    const char *place; /* the operation that began last, and its layer (-1: none): what it names */
+    const char *operation, *place; /* the collective that began last, and its layer (-1: none): what it names */
     int layer;
     struct comm_counter *counter; /* of the counting backend (comm/count.h) */
     struct comm_nccl *nccl;       /* of the NCCL backend */

@@ -3,43 +3,64 @@
  *
  * Communicators are nonblocking: every call may answer "in progress" and is polled with a limit, so that a peer that
  * never comes ends in a message and not in a hang. NCCL adds bf16 in a fixed order for a given group and size, so
- * repeats give the same bits. */
+ * repeats give the same bits.
+ *
+ * A collective hangs on the GPU, where its rank sees nothing until it waits for the stream. So behind each collective
+ * the stream itself writes how many it has finished into pinned host memory, and a ring holds where those that are not
+ * finished were queued: the watchdog reads both (comm/watchdog.h). */
 #include "comm/backends.h"
 #include "comm/backoff.h"
+#include "comm/roles.h"
+#include "core/clock.h"
+#include "core/log.h"
 #include "core/ops/cuda/context.h"
 
+#include <cudaTypedefs.h>
 #include <nccl.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
-enum { PATIENCE_S = 50, POLL_MOST_US = 200 };
+enum { POLL_MOST_US = 200, RING = 4096 /* far more than a stream takes before its host waits */ };
 
 typedef struct comm_nccl {
     ncclComm_t comm;
     cudaStream_t compute, side; /* side is ours, for broadcasts */
     cudaEvent_t ready, done;
+    PFN_cuStreamWriteValue32_v11070 write_value;
+    uint32_t *finished;      /* pinned; the compute stream counts here */
+    uint32_t queued;         /* this thread writes it, the watchdog reads it */
+    comm_pending broadcast;  /* the one under way */
+    comm_pending ring[RING]; /* [queued % RING] */
 } comm_nccl;
 
-/* Waits until the communicator is no longer in progress. */
+/* Waits until the communicator is no longer in progress; ncclInProgress where it still is when patience ends. */
 static ncclResult_t settle(ncclComm_t comm, ncclResult_t result) {
-    time_t start = time(NULL);
+    double start_s = clock_now_s();
     backoff pause = {0};
     while (result == ncclInProgress) {
         ncclResult_t asked = ncclCommGetAsyncError(comm, &result);
         if (asked != ncclSuccess) return asked;
         if (result != ncclInProgress) break;
-        if (time(NULL) - start > PATIENCE_S) return ncclRemoteError;
+        if (clock_now_s() - start_s > COMM_COLLECTIVE_PATIENCE_S) return ncclInProgress;
         backoff_sleep(&pause, POLL_MOST_US);
     }
     return result;
 }
 
+static const char *reason_of(ncclComm_t comm, ncclResult_t result) {
+    if (result == ncclInProgress)
+        return "another rank of the group did not come: it is stopped, hung or cannot be reached (NCCL_DEBUG=INFO says "
+               "more)";
+    const char *last = comm ? ncclGetLastError(comm) : NULL;
+    return last && last[0] ? last : ncclGetErrorString(result);
+}
+
 static bool nccl_ok(comm_group *g, const char *operation, ncclResult_t result) {
     result = settle(g->nccl->comm, result);
     if (result == ncclSuccess) return true;
-    comm_group_fail(g, operation, result == ncclRemoteError ? "a peer did not come" : ncclGetErrorString(result));
+    comm_group_fail(g, operation, reason_of(g->nccl->comm, result));
     return false;
 }
 
@@ -53,11 +74,52 @@ static ncclDataType_t element(dtype type) {
     return type == DTYPE_F64 ? ncclFloat64 : type == DTYPE_BF16 ? ncclBfloat16 : ncclFloat32;
 }
 
+/* ---------------------------------------------------------------- what the watchdog sees */
+
+/* The collective that began last, for the ring. */
+static comm_pending now_begun(const comm_group *g) {
+    return (comm_pending){.operation = g->operation,
+                          .place = g->place,
+                          .layer = g->layer,
+                          .sequence = g->sequence,
+                          .queued_s = clock_now_s()};
+}
+
+/* After the collective has been queued on the compute stream, or the compute stream waits for it. */
+static void mark(comm_group *g, comm_pending which) {
+    comm_nccl *n = g->nccl;
+    uint32_t number = n->queued + 1;
+    n->ring[n->queued % RING] = which;
+    __atomic_store_n(&n->queued, number, __ATOMIC_RELEASE);
+    CUresult code = n->write_value(n->compute, (CUdeviceptr)(uintptr_t)n->finished, number, 0);
+    if (code != CUDA_SUCCESS) comm_group_fail(g, which.operation, "the stream cannot write its progress");
+}
+
+static bool unfinished(const comm_group *g, comm_pending *oldest) {
+    const comm_nccl *n = g->nccl;
+    uint32_t finished = __atomic_load_n(n->finished, __ATOMIC_ACQUIRE);
+    uint32_t queued = __atomic_load_n(&n->queued, __ATOMIC_ACQUIRE);
+    if (queued == finished) return false;
+    *oldest = n->ring[finished % RING];
+    oldest->finished = finished;
+    return true;
+}
+
+static const char *fault(const comm_group *g) {
+    ncclResult_t result = ncclSuccess;
+    ncclResult_t asked = ncclCommGetAsyncError(g->nccl->comm, &result);
+    if (asked == ncclSuccess) asked = result;
+    return asked == ncclSuccess || asked == ncclInProgress ? NULL : reason_of(g->nccl->comm, asked);
+}
+
+/* ---------------------------------------------------------------- collectives */
+
 static void all_reduce(comm_group *g, void *data, int64_t count, dtype type, comm_op op) {
     comm_nccl *n = g->nccl;
-    nccl_ok(g, "all-reduce",
-            ncclAllReduce(data, data, (size_t)count, element(type), op == COMM_MAX ? ncclMax : ncclSum, n->comm,
-                          n->compute));
+    if (nccl_ok(g, "all-reduce",
+                ncclAllReduce(data, data, (size_t)count, element(type), op == COMM_MAX ? ncclMax : ncclSum, n->comm,
+                              n->compute)))
+        mark(g, now_begun(g));
 }
 
 static void broadcast_start(comm_group *g, void *data, int64_t count, dtype type, int root) {
@@ -67,10 +129,11 @@ static void broadcast_start(comm_group *g, void *data, int64_t count, dtype type
     if (!cuda_ok(g, what, cudaStreamWaitEvent(n->side, n->ready, 0))) return;
     if (!nccl_ok(g, what, ncclBroadcast(data, data, (size_t)count, element(type), root, n->comm, n->side))) return;
     cuda_ok(g, what, cudaEventRecord(n->done, n->side));
+    n->broadcast = now_begun(g);
 }
 
 static void broadcast_finish(comm_group *g) {
-    cuda_ok(g, "broadcast", cudaStreamWaitEvent(g->nccl->compute, g->nccl->done, 0));
+    if (cuda_ok(g, "broadcast", cudaStreamWaitEvent(g->nccl->compute, g->nccl->done, 0))) mark(g, g->nccl->broadcast);
 }
 
 static void close_group(comm_group *g) {
@@ -86,6 +149,7 @@ static void close_group(comm_group *g) {
     if (n->ready) cudaEventDestroy(n->ready);
     if (n->done) cudaEventDestroy(n->done);
     if (n->side) cudaStreamDestroy(n->side);
+    if (n->finished) cudaFreeHost(n->finished);
     free(n);
     g->nccl = NULL;
 }
@@ -95,59 +159,90 @@ static const comm_backend backend = {.name = "nccl",
                                      .broadcast_start = broadcast_start,
                                      .broadcast_finish = broadcast_finish,
                                      .close = close_group,
+                                     .unfinished = unfinished,
+                                     .fault = fault,
                                      .bf16_sums = true};
 
+/* ---------------------------------------------------------------- making a group */
+
+static const char making[] = "joining a group of GPUs";
+
 static bool make_streams(comm_group *g) {
-    static const char what[] = "making a stream";
     comm_nccl *n = g->nccl;
-    return cuda_ok(g, what, cudaStreamCreateWithFlags(&n->side, cudaStreamNonBlocking)) &&
-           cuda_ok(g, what, cudaEventCreateWithFlags(&n->ready, cudaEventDisableTiming)) &&
-           cuda_ok(g, what, cudaEventCreateWithFlags(&n->done, cudaEventDisableTiming));
+    enum cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSuccess;
+    void *write_value = NULL;
+    if (!cuda_ok(g, making, cudaStreamCreateWithFlags(&n->side, cudaStreamNonBlocking)) ||
+        !cuda_ok(g, making, cudaEventCreateWithFlags(&n->ready, cudaEventDisableTiming)) ||
+        !cuda_ok(g, making, cudaEventCreateWithFlags(&n->done, cudaEventDisableTiming)) ||
+        !cuda_ok(g, making, cudaHostAlloc((void **)&n->finished, sizeof *n->finished, cudaHostAllocDefault)) ||
+        !cuda_ok(
+            g, making,
+            cudaGetDriverEntryPointByVersion("cuStreamWriteValue32", &write_value, 11070, cudaEnableDefault, &found)))
+        return false;
+    *n->finished = 0;
+    memcpy(&n->write_value, &write_value, sizeof write_value);
+    if (found != cudaDriverEntryPointSuccess)
+        comm_group_fail(g, making, "the driver is older than CUDA 11.7: streams cannot write to memory");
+    return g->first_error == STATUS_OK;
 }
 
-/* NCCL would fail in words of its own, or hang: two ranks on one GPU are found by its identity before it starts. */
-static status check_own_gpu(MPI_Comm c, int size, int device) {
-    static const char what[] = "comparing GPUs";
-    struct cudaDeviceProp properties;
-    if (cudaGetDeviceProperties(&properties, device) != cudaSuccess)
-        return status_fail(STATUS_INTERNAL, "GPU %d cannot be asked for its identity", device);
-    cudaUUID_t *all = malloc((size_t)size * sizeof *all);
-    if (!all) return status_fail(STATUS_INTERNAL, "out of memory for %d GPUs", size);
-    status result =
-        comm_check(MPI_Allgather(&properties.uuid, sizeof *all, MPI_BYTE, all, sizeof *all, MPI_BYTE, c), what);
-    for (int a = 0; a < size && result == STATUS_OK; a++)
-        for (int b = a + 1; b < size && result == STATUS_OK; b++)
-            if (memcmp(&all[a], &all[b], sizeof *all) == 0)
-                result = status_fail(STATUS_CONFIG,
-                                     "ranks %d and %d of a group are on the same GPU; give every compute rank its own "
-                                     "(CUDA_VISIBLE_DEVICES, or fewer ranks a host)",
-                                     a, b);
-    free(all);
-    return result;
+/* What this rank can find wrong by itself. The device first: NCCL takes the current one. */
+static status open_alone(comm_group *g, const cuda_context *context, ncclUniqueId *id) {
+    g->nccl = calloc(1, sizeof *g->nccl);
+    if (!g->nccl) return status_fail(STATUS_INTERNAL, "out of memory for a group of GPUs");
+    g->nccl->compute = context->stream;
+    if (cuda_ok(g, making, cudaSetDevice(context->device)) && make_streams(g) && g->rank == 0)
+        nccl_ok(g, making, ncclGetUniqueId(id));
+    return g->first_error;
 }
 
 status comm_over_nccl(comm_group *out, MPI_Comm c, const ops *o) {
-    static const char what[] = "making a group of GPUs";
-    const cuda_context *context = cuda_of(o);
     comm_self(out);
     MPI_Comm_size(c, &out->size);
     MPI_Comm_rank(c, &out->rank);
     if (out->size == 1) return STATUS_OK;
-    TRY(check_own_gpu(c, out->size, context->device));
     out->backend = &backend;
-    out->place = what;
-    out->nccl = calloc(1, sizeof *out->nccl);
-    if (!out->nccl) return status_fail(STATUS_INTERNAL, "out of memory for a group of GPUs");
-    out->nccl->compute = context->stream;
-    /* The device first: NCCL takes the current one. */
-    if (!cuda_ok(out, what, cudaSetDevice(context->device)) || !make_streams(out)) return out->first_error;
-
     ncclUniqueId id = {0};
-    ncclResult_t result = out->rank == 0 ? ncclGetUniqueId(&id) : ncclSuccess;
-    TRY(comm_check(MPI_Bcast(&id, sizeof id, MPI_BYTE, 0, c), what));
-    if (!nccl_ok(out, what, result)) return out->first_error;
+    out->first_error = comm_agree(c, open_alone(out, cuda_of(o), &id));
+    TRY(out->first_error);
+    TRY(comm_check(MPI_Bcast(&id, sizeof id, MPI_BYTE, 0, c), making));
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
-    nccl_ok(out, what, ncclCommInitRankConfig(&out->nccl->comm, out->size, id, out->rank, &config));
-    return out->first_error;
+    if (nccl_ok(out, making, ncclCommInitRankConfig(&out->nccl->comm, out->size, id, out->rank, &config)))
+        return STATUS_OK;
+    /* A peer that did not come will not agree on this either. */
+    log_error("%s", status_message());
+    comm_abort(STATUS_INTERNAL);
+}
+
+/* ---------------------------------------------------------------- one GPU a rank */
+
+static status identity_of(cudaUUID_t *out, int device) {
+    struct cudaDeviceProp properties;
+    if (cudaGetDeviceProperties(&properties, device) != cudaSuccess)
+        return status_fail(STATUS_INTERNAL, "GPU %d cannot be asked for its identity", device);
+    *out = properties.uuid;
+    return STATUS_OK;
+}
+
+status comm_own_devices(MPI_Comm c, const ops *o) {
+    int size = 0;
+    cudaUUID_t own;
+    MPI_Comm_size(c, &size);
+    cudaUUID_t *all = malloc((size_t)size * sizeof *all);
+    status mine = all ? identity_of(&own, cuda_of(o)->device)
+                      : status_fail(STATUS_INTERNAL, "out of memory for the names of %d GPUs", size);
+    status result = comm_agree(c, mine);
+    if (result == STATUS_OK)
+        result = comm_check(MPI_Allgather(&own, sizeof own, MPI_BYTE, all, sizeof own, MPI_BYTE, c), "comparing GPUs");
+    for (int a = 0; a < size && result == STATUS_OK; a++)
+        for (int b = a + 1; b < size && result == STATUS_OK; b++)
+            if (memcmp(&all[a], &all[b], sizeof own) == 0)
+                result = status_fail(STATUS_CONFIG,
+                                     "compute ranks %d and %d are on the same GPU; start as many compute ranks a host "
+                                     "as it shows GPUs, or give every rank one of its own (CUDA_VISIBLE_DEVICES, "
+                                     "srun --gpus-per-task=1)",
+                                     a, b);
+    free(all);
+    return result;
 }

@@ -160,6 +160,7 @@ status comm_roles_groups(const comm_roles *r, const ops *device, comm_group *tp,
     comm_self(tp);
     comm_self(dp);
     MPI_Comm along_tp = MPI_COMM_NULL, along_dp = MPI_COMM_NULL;
+    if (device->context) TRY(comm_own_devices(r->compute, device));
     TRY(comm_check(MPI_Comm_split(r->compute, r->dp_rank, r->tp_rank, &along_tp), "making the tensor-parallel groups"));
     status result = comm_over_device(tp, along_tp, device);
     MPI_Comm_free(&along_tp);

@@ -21,6 +21,7 @@ void comm_self(comm_group *out) {
                         .mpi = MPI_COMM_NULL,
                         .pending = MPI_REQUEST_NULL,
                         .first_error = STATUS_OK,
+                        .operation = "making a group",
                         .place = "start",
                         .layer = -1};
 }

@@ -12,10 +12,11 @@
 
 enum { POLLS_A_PATIENCE = 20, MOST_POLL_S = 5 };
 
+/* What was seen last of a group, and since when it has been so: of calls that wait, and of the device's work. */
 typedef struct watch {
     const comm_group *group;
-    uint64_t waits; /* as last seen */
-    double since_s; /* when it was first seen so */
+    uint64_t waits, finished;
+    double call_since_s, device_since_s;
 } watch;
 
 struct comm_watchdog {
@@ -29,31 +30,73 @@ struct comm_watchdog {
     watch watches[];
 };
 
-_Noreturn static void bite(const comm_watchdog *w, const comm_group *g) {
+/* Says which rank this is and where it stands, and ends the job. what: the reason, with what follows from it. */
+_Noreturn static void bite(const comm_watchdog *w, const comm_group *g, const comm_pending *at, const char *what) {
     int rank = 0;
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);
     char layer[32] = "";
-    int number = __atomic_load_n(&g->layer, __ATOMIC_RELAXED);
-    if (number >= 0) snprintf(layer, sizeof layer, ", layer %d", number);
-    log_error(
-        "rank %d has waited for %.0f s in %s%s, step %lld (collective %llu of a group of %d): another rank of the "
-        "group is stopped, hung or elsewhere; ending the job",
-        rank, w->patience_s, __atomic_load_n(&g->place, __ATOMIC_RELAXED), layer,
-        (long long)__atomic_load_n(&w->step, __ATOMIC_RELAXED),
-        (unsigned long long)__atomic_load_n(&g->sequence, __ATOMIC_RELAXED), g->size);
+    if (at->layer >= 0) snprintf(layer, sizeof layer, ", layer %d", at->layer);
+    log_error("rank %d %s in %s%s, step %lld (%s, collective %llu of a group of %d); ending the job", rank, what,
+              at->place, layer, (long long)__atomic_load_n(&w->step, __ATOMIC_RELAXED), at->operation,
+              (unsigned long long)at->sequence, g->size);
     comm_abort(STATUS_INTERNAL);
 }
 
+_Noreturn static void bite_waiting(const comm_watchdog *w, const comm_group *g, const comm_pending *at) {
+    char what[160];
+    snprintf(what, sizeof what, "has waited for %.0f s, since another rank of the group is stopped, hung or elsewhere,",
+             w->patience_s);
+    bite(w, g, at, what);
+}
+
+static comm_pending begun_last(const comm_group *g) {
+    return (comm_pending){.operation = __atomic_load_n(&g->operation, __ATOMIC_RELAXED),
+                          .place = __atomic_load_n(&g->place, __ATOMIC_RELAXED),
+                          .layer = __atomic_load_n(&g->layer, __ATOMIC_RELAXED),
+                          .sequence = __atomic_load_n(&g->sequence, __ATOMIC_RELAXED)};
+}
+
+/* A call that does not return. */
+static void look_at_call(const comm_watchdog *w, watch *seen, double now) {
+    uint64_t waits = __atomic_load_n(&seen->group->waits, __ATOMIC_ACQUIRE);
+    bool inside = waits % 2 == 1;
+    if (inside && waits == seen->waits && now - seen->call_since_s > w->patience_s) {
+        comm_pending at = begun_last(seen->group);
+        bite_waiting(w, seen->group, &at);
+    }
+    if (!inside || waits != seen->waits) seen->call_since_s = now;
+    seen->waits = waits;
+}
+
+/* Work of the device that does not end: true, with the collective that it has come to. */
+static bool device_stands(const comm_watchdog *w, watch *seen, double now, comm_pending *at) {
+    const comm_group *g = seen->group;
+    const char *fault = g->backend->fault ? g->backend->fault(g) : NULL;
+    if (fault) {
+        comm_pending last = begun_last(g);
+        char what[512];
+        snprintf(what, sizeof what, "was told \"%s\" by %s", fault, g->backend->name);
+        bite(w, g, &last, what);
+    }
+    bool busy = g->backend->unfinished && g->backend->unfinished(g, at);
+    if (!busy || at->finished != seen->finished) seen->device_since_s = now;
+    if (busy) seen->finished = at->finished;
+    return busy && now - seen->device_since_s > w->patience_s;
+}
+
+/* Groups share a stream: behind the collective that hangs those of other groups stand too, so the oldest is named. */
 static void look(comm_watchdog *w) {
     double now = clock_now_s();
+    const comm_group *stuck = NULL;
+    comm_pending oldest = {0}, at;
     for (int i = 0; i < w->count; i++) {
         watch *seen = &w->watches[i];
-        uint64_t waits = __atomic_load_n(&seen->group->waits, __ATOMIC_ACQUIRE);
-        bool inside = waits % 2 == 1;
-        if (inside && waits == seen->waits && now - seen->since_s > w->patience_s) bite(w, seen->group);
-        if (!inside || waits != seen->waits) seen->since_s = now;
-        seen->waits = waits;
+        if (!device_stands(w, seen, now, &at) || (stuck && at.queued_s > oldest.queued_s)) continue;
+        stuck = seen->group;
+        oldest = at;
     }
+    if (stuck) bite_waiting(w, stuck, &oldest);
+    for (int i = 0; i < w->count; i++) look_at_call(w, &w->watches[i], now);
 }
 
 static void *run(void *user) {
@@ -88,7 +131,9 @@ status comm_watch(comm_watchdog **out, const comm_group *const *groups, int coun
     pthread_cond_init(&w->changed, NULL);
     w->patience_s = patience_s;
     w->count = count;
-    for (int i = 0; i < count; i++) w->watches[i].group = groups[i];
+    double now = clock_now_s();
+    for (int i = 0; i < count; i++)
+        w->watches[i] = (watch){.group = groups[i], .call_since_s = now, .device_since_s = now};
     status result = comm_start_thread(&w->thread, run, w);
     if (result != STATUS_OK) {
         free_watchdog(w);

@@ -1,7 +1,8 @@
 /* A watchdog for collectives: where a rank waits for others that do not come (stopped, hung, out of step), nothing in
- * MPI ever gives up. It polls the groups from a thread of its own, and after `patience_s` inside one collective says
- * which rank waits in which operation, layer and step, and ends the job (comm_abort). A rank that died is not its
- * business: mpirun and srun end the others by themselves. */
+ * MPI or NCCL ever gives up. It polls the groups from a thread of its own, and after `patience_s` inside one
+ * collective, whether the call does not return or the device does not finish it, says which rank waits in which
+ * operation, layer and step, and ends the job (comm_abort); so it does where the library found a fault by itself. A
+ * rank that died is not its business: mpirun and srun end the others by themselves. */
 #pragma once
 
 #include "comm/comm.h"

@@ -128,19 +128,24 @@ static void a_broadcast_overlaps_other_work(void **state) {
 }
 
 static void two_ranks_on_one_gpu_are_refused(void **state) {
-    gpu g = {0};
-    MPI_Comm_rank(MPI_COMM_WORLD, &g.rank);
-    MPI_Comm_size(MPI_COMM_WORLD, &g.size);
-    if (ops_cuda_devices() < 1 || g.size < 2) {
+    ops o;
+    comm_roles roles;
+    comm_group tp, dp;
+    if (ops_cuda_devices() < 1 || world_size() < 2) {
         print_message("skipped: needs 2 ranks and an NVIDIA GPU\n");
         skip();
     }
-    check_status(ops_cuda(&g.ops, 0, false), STATUS_OK);
-    check_status(comm_over_device(&g.group, MPI_COMM_WORLD, &g.ops), STATUS_CONFIG);
-    assert_non_null(strstr(status_message(), "same GPU"));
-    status_clear();
-    comm_close(&g.group);
-    g.ops.close(&g.ops);
+    check_status(ops_cuda(&o, 0, false), STATUS_OK);
+    for (int across = 1; across <= world_size(); across += world_size() - 1) {
+        check_status(comm_roles_split(&roles, across, 0, 0), STATUS_OK);
+        check_status(comm_roles_groups(&roles, &o, &tp, &dp), STATUS_CONFIG);
+        assert_non_null(strstr(status_message(), "compute ranks 0 and 1 are on the same GPU"));
+        status_clear();
+        comm_close(&tp);
+        comm_close(&dp);
+        comm_roles_free(&roles);
+    }
+    o.close(&o);
 }
 
 static const struct CMUnitTest tests[] = {
