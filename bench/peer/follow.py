@@ -84,7 +84,9 @@ def clip(parameters, limit):
     squares on a CPU is off by 5e-4."""
     gradients = [p.grad for p in parameters]
     norm = torch.sqrt(sum(g.double().square().sum() for g in gradients))
-    torch._foreach_mul_(gradients, torch.clamp(limit / norm, max=1.0).float())
+    scale = torch.clamp(limit / norm, max=1.0).float()
+    for g in gradients:
+        g.mul_(scale)
     return norm
 
 

@@ -185,6 +185,24 @@ static void test_a_bad_index_is_refused_with_the_number_of_gpus(void **state) {
     close_tables(&t);
 }
 
+/* More than every smaller thing that CUDA may take beside it. */
+static void test_memory_in_use_is_told(void **state) {
+    const size_t bytes = 512 << 20, little = 64 << 20;
+    tables t;
+    open_tables(&t, false);
+    size_t before = t.gpu.used_bytes(&t.gpu);
+    void *block = t.gpu.alloc(&t.gpu, bytes);
+    assert_non_null(block);
+    size_t with = t.gpu.used_bytes(&t.gpu);
+    t.gpu.release(&t.gpu, block);
+    size_t after = t.gpu.used_bytes(&t.gpu);
+    if (with < before + bytes || with > before + bytes + little || after > before + little)
+        fail_msg("in use: %zu bytes, with %zu more %zu, then %zu", before, bytes, with, after);
+    assert_true(before > 0); /* the table's own scratch memory */
+    assert_null(t.cpu.used_bytes);
+    close_tables(&t);
+}
+
 static void test_memory(void **state) {
     tables t;
     open_tables(&t, false);
@@ -664,6 +682,7 @@ static void test_adamw_and_cast(void **state) {
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup(test_a_bad_index_is_refused_with_the_number_of_gpus, inputs_start),
     cmocka_unit_test_setup(test_memory, inputs_start),
+    cmocka_unit_test_setup(test_memory_in_use_is_told, inputs_start),
     cmocka_unit_test_setup(test_the_first_error_is_kept, inputs_start),
     cmocka_unit_test_setup(test_matmul_fp32, inputs_start),
     cmocka_unit_test_setup(test_matmul_bf16, inputs_start),
