@@ -65,6 +65,10 @@ status comm_over_mpi(comm_group *out, MPI_Comm c);
  * what the table has queued. */
 status comm_over_device(comm_group *out, MPI_Comm c, const ops *o);
 
+/* NCCL versions as 10000 major + 100 minor + patch: what the program was built with and what it runs with; 0 without
+ * NCCL. */
+void comm_nccl_versions(int *built, int *found);
+
 /* Frees what the group holds; it may be closed twice. */
 void comm_close(comm_group *g);
 

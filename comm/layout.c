@@ -90,9 +90,22 @@ static void number_ranks(layout *l, const bool *is_diagnostics, const int *left,
     }
     for (int i = 0; i < world; i++)
         if (is_diagnostics[i]) l->diagnostics[watchers++] = i;
-    l->split_group = -1;
-    for (int c = computes - 1; c >= 0; c--) /* the first group wins: backwards */
-        if (ordinal[l->compute[c]] != ordinal[l->compute[c - c % l->tp]]) l->split_group = c / l->tp;
+}
+
+/* CONFIG when a tensor-parallel group crosses hosts: every layer would wait for the network several times. Ranks dealt
+ * evenly, a multiple of P on each host, never do. */
+static status check_groups(const layout *l, const int *ordinal, int hosts, int diagnostics) {
+    int compute = l->tp * l->dp, group = -1;
+    for (int c = 0; c < compute && group < 0; c++)
+        if (ordinal[l->compute[c]] != ordinal[l->compute[c - c % l->tp]]) group = c / l->tp;
+    if (group < 0) return STATUS_OK;
+    int groups_a_host = compute / hosts / l->tp > 0 ? compute / hosts / l->tp : 1;
+    return status_fail(STATUS_CONFIG,
+                       "tensor-parallel group %d would cross hosts: %d compute ranks on %d hosts are not a multiple of "
+                       "parallel.tensor %d on each; start it with: mpirun -n %d --map-by node --bind-to none bulkhead "
+                       "train CONFIG --set parallel.data=%d, or lower parallel.tensor",
+                       group, compute, hosts, l->tp, groups_a_host * hosts * l->tp + diagnostics,
+                       groups_a_host * hosts);
 }
 
 status layout_make(layout *out, const int *host, int world, int tp, int dp, int diagnostics, int slots) {
@@ -114,6 +127,8 @@ status layout_make(layout *out, const int *host, int world, int tp, int dp, int 
         int hosts = number_hosts(ordinal, host, world);
         choose_diagnostics(is_diagnostics, left, ordinal, hosts, world, diagnostics);
         number_ranks(out, is_diagnostics, left, ordinal, hosts, world);
+        result = check_groups(out, ordinal, hosts, diagnostics);
+        if (result != STATUS_OK) layout_free(out);
     }
     free(ordinal);
     free(left);

@@ -12,12 +12,11 @@ typedef struct layout {
     int *diagnostics;     /* [diagnostics ranks]: their world ranks, ascending */
     int *local_compute;   /* [world]: index among the compute ranks of its host, -1 on a diagnostics rank */
     int *compute_on_host; /* [world]: how many compute ranks its host has */
-    int split_group;      /* the first tensor-parallel group that crosses hosts, -1: none does */
 } layout;
 
 /* host[i]: any number that names the host of world rank i. slots: ranks that mpirun starts here without being told to
  * put more on a host than it has cores; only for the launch line in the message. CONFIG when the world is not
- * P Q + diagnostics ranks, with the line that would be right. */
+ * P Q + diagnostics ranks, or a tensor-parallel group would cross hosts, with the line that would be right. */
 status layout_make(layout *out, const int *host, int world, int tp, int dp, int diagnostics, int slots);
 
 void layout_free(layout *l);

@@ -246,3 +246,8 @@ status comm_own_devices(MPI_Comm c, const ops *o) {
     free(all);
     return result;
 }
+
+void comm_nccl_versions(int *built, int *found) {
+    *built = NCCL_VERSION_CODE;
+    if (ncclGetVersion(found) != ncclSuccess) *found = 0;
+}

@@ -124,10 +124,6 @@ static status take_role(comm_roles *r, layout *l, int diagnostics_ranks) {
     r->compute_world_ranks = l->compute;
     r->diagnostics_world_ranks = l->diagnostics;
     l->compute = l->diagnostics = NULL; /* they belong to r now */
-    if (l->split_group >= 0 && r->compute_rank == 0)
-        log_warn("tensor-parallel group %d spans hosts: every layer waits for the network; make parallel.tensor divide "
-                 "the compute ranks of a host",
-                 l->split_group);
     TRY(comm_check(MPI_Comm_split(r->world, r->diagnostics ? MPI_UNDEFINED : 0, r->compute_rank, &r->compute),
                    "gathering the compute ranks"));
     return comm_check(MPI_Comm_dup(r->world, &r->channel), "opening the channel");

@@ -8,14 +8,16 @@ static status open_cpu(ops *o, const attn_core **core, const config *c) {
 }
 
 static status open_cuda(ops *o, const attn_core **core, const config *c, const comm_roles *roles, int devices) {
-    if (devices > 0 && roles->local_compute_ranks > devices)
+    /* One GPU may be another one for each rank, bound by the scheduler; were it the same one, its identity would tell
+     * (comm_roles_groups). */
+    if (devices > 1 && roles->local_compute_ranks > devices)
         return status_fail(
             STATUS_CONFIG,
-            "%d compute ranks on host %s, but it shows %d GPU%s: start %d there (mpirun -n %d for one such "
+            "%d compute ranks on host %s, but it shows %d GPUs: start %d there (mpirun -n %d for one such "
             "host), or set run.device: cpu",
-            roles->local_compute_ranks, roles->host, devices, devices == 1 ? "" : "s", devices,
-            devices + roles->diagnostics_ranks);
-    TRY(ops_cuda(o, roles->local_compute_rank, c->train.precision == PRECISION_FP32));
+            roles->local_compute_ranks, roles->host, devices, devices, devices + roles->diagnostics_ranks);
+    int index = devices == 1 ? 0 : roles->local_compute_rank;
+    TRY(ops_cuda(o, index, c->train.precision == PRECISION_FP32));
     *core = attn_core_cuda();
     if (!*core)
         return status_fail(STATUS_CONFIG,

@@ -27,8 +27,11 @@
 #include <string.h>
 #include <unistd.h>
 
-/* In one collective longer than this, a rank is lost: its peers differ by milliseconds. */
-static const double patience_s = 60;
+/* What the compute ranks derive, and where compute rank 0 computes: the database's keeper records it. */
+typedef struct derived {
+    int64_t threads, micro_batch, data_parallel;
+    char device[64], host[64];
+} derived;
 
 typedef struct trainer {
     config c;
@@ -41,6 +44,7 @@ typedef struct trainer {
     dataset_info info; /* vocab 0: there is none */
     bool validates;
     sampler sampler;
+    derived derived;
     int64_t micro_batch, accumulation, last_step;
     int32_t *input, *target; /* one micro-batch */
     channel_sender *sender;
@@ -143,7 +147,7 @@ static status open_sender(trainer *t) {
     if (t->c.diagnostics.ranks > 0)
         return channel_sender_open(&t->sender, &t->roles, t->snapshots.message_bytes, &t->ops);
     if (t->roles.compute_rank != 0) return STATUS_OK;
-    TRY(diag_open(&t->local_diag, &t->c, t->c.run.dir, t->ops.name, t->roles.tp, t->roles.dp, t->roles.host));
+    TRY(diag_open(&t->local_diag, &t->c, t->c.run.dir, t->derived.device, t->roles.tp, t->roles.dp, t->derived.host));
     TRY(channel_local_open(&t->sender, &t->local_receiver));
     if (pthread_create(&t->local_thread, NULL, serve_local, t) != 0)
         return status_fail(STATUS_INTERNAL, "cannot start the database thread");
@@ -296,7 +300,7 @@ static status train_loop(trainer *t) {
     status s = STATUS_OK;
     int64_t number = 0;
     const comm_group *const groups[] = {&t->tp, &t->dp};
-    TRY(comm_watch(&t->watchdog, groups, 2, patience_s));
+    TRY(comm_watch(&t->watchdog, groups, 2, COMM_COLLECTIVE_PATIENCE_S));
     t->started_s = clock_now_s();
     post_unigram_entropy(t);
     snapshot_if_due(t, 0);
@@ -382,11 +386,29 @@ static status open_log(trainer *t) {
     return log_to_file(path);
 }
 
+/* From compute rank 0 to all ranks. */
+static status share_derived(trainer *t) {
+    derived *d = &t->derived;
+    if (t->roles.compute_rank == 0) {
+        *d = (derived){.threads = t->c.run.threads, .micro_batch = t->micro_batch, .data_parallel = t->c.parallel.data};
+        snprintf(d->device, sizeof d->device, "%s", t->ops.device);
+        snprintf(d->host, sizeof d->host, "%s", t->roles.host);
+    }
+    if (MPI_Bcast(d, sizeof *d, MPI_BYTE, t->roles.compute_world_ranks[0], t->roles.world) != MPI_SUCCESS)
+        return status_fail(STATUS_INTERNAL, "passing on what the compute ranks derived failed");
+    if (!t->roles.diagnostics) return STATUS_OK;
+    t->c.run.threads = d->threads;
+    t->c.train.micro_batch = d->micro_batch;
+    t->c.parallel.data = d->data_parallel;
+    return STATUS_OK;
+}
+
 static status run_compute(trainer *t) {
     MPI_Comm world = t->roles.world;
     bool first = t->roles.compute_rank == 0;
     status s = comm_agree(world, prepare_compute(t));
     if (s == STATUS_OK) s = comm_agree(world, build_compute(t));
+    if (s == STATUS_OK) s = share_derived(t);
     if (s == STATUS_OK) s = comm_agree(world, first ? run_folder_create(&t->c) : STATUS_OK);
     if (s == STATUS_OK) {
         status mine = first ? open_log(t) : STATUS_OK;
@@ -414,13 +436,13 @@ static status run_diagnostics(trainer *t) {
     channel_receiver *receiver = NULL;
     status s = comm_agree(world, STATUS_OK);              /* shapes and data */
     if (s == STATUS_OK) s = comm_agree(world, STATUS_OK); /* memory */
+    if (s == STATUS_OK) s = share_derived(t);
     if (s == STATUS_OK) s = comm_agree(world, STATUS_OK); /* run folder */
     if (s == STATUS_OK) {
         if (t->roles.oversubscribed && nice(10) == -1) log_debug("the diagnostics rank keeps its priority");
         status mine = open_log(t);
         if (mine == STATUS_OK)
-            mine = diag_open(&d, &t->c, t->c.run.dir, t->c.diagnostics.device == DEVICE_CUDA ? "cuda" : "cpu",
-                             t->roles.tp, t->roles.dp, t->roles.host);
+            mine = diag_open(&d, &t->c, t->c.run.dir, t->derived.device, t->roles.tp, t->roles.dp, t->derived.host);
         if (mine == STATUS_OK) mine = channel_receiver_open(&receiver, &t->roles);
         s = comm_agree(world, mine);
         if (s == STATUS_OK) {

@@ -10,3 +10,15 @@ status ops_cuda(ops *out, int device, bool fp32) {
 int ops_cuda_devices(void) {
     return 0;
 }
+
+bool ops_cuda_gpu(ops_gpu *out, int device) {
+    return false;
+}
+
+int ops_cuda_built(void) {
+    return 0;
+}
+
+int ops_cuda_driver(void) {
+    return 0;
+}

@@ -45,6 +45,7 @@ enum { OPS_CPU_LOGITS = 4 << 20, OPS_CUDA_LOGITS = 128 << 20 };
 
 struct ops {
     const char *name;
+    char device[64];        /* what the device itself is called, for records */
     dtype activation;       /* type of activations and of the weights' compute copy */
     int64_t logit_elements; /* of logits to compute at a time: enough for efficient products, little beside the rest */
     status first_error;     /* STATUS_OK, or the first failure's code; its message is in status_message() */
@@ -134,6 +135,21 @@ status ops_cuda(ops *out, int device, bool fp32);
 
 /* GPUs that this process sees; 0 without a driver or built without CUDA. */
 int ops_cuda_devices(void);
+
+/* A GPU that this process sees, and the CUDA versions of `bulkhead version`. */
+typedef struct ops_gpu {
+    char name[64];
+    int major, minor; /* compute capability */
+    size_t memory_bytes;
+} ops_gpu;
+
+/* False when GPU `device` cannot be asked. */
+bool ops_cuda_gpu(ops_gpu *out, int device);
+
+/* CUDA versions as 1000 major + 10 minor: what the program was built with, and the newest that the driver runs; 0 for
+ * none. */
+int ops_cuda_built(void);
+int ops_cuda_driver(void);
 
 /* What the CPU table's products come from, for `bulkhead version`. */
 const char *ops_cpu_blas(void);

@@ -1,5 +1,6 @@
 """End to end: runs of each variant under mpirun, what they write, and that the same config is the same run."""
 import math
+import socket
 import unittest
 from collections import Counter
 
@@ -53,6 +54,22 @@ class Train(harness.RunTest):
             first = self.losses(self.train(3, config, variant + "-1", "parallel.tensor=2"))
             again = self.losses(self.train(3, config, variant + "-2", "parallel.tensor=2"))
             self.assertEqual(first, again)
+
+    def test_the_database_holds_what_was_derived(self):
+        """Whoever keeps it, a diagnostics rank or compute rank 0."""
+        self.dataset()
+        for ranks, watchers in ((3, 1), (2, 0)):
+            name = f"watched-by-{watchers}"
+            config = self.config(train=dict(micro_batch=None), run=dict(threads=None),
+                                 diagnostics=dict(ranks=watchers))
+            db = self.train(ranks, config, name)
+            values = dict(db.execute("SELECT key, value FROM params"))
+            self.assertEqual((values["train.micro_batch"], values["parallel.data"]), ("2", "2"))
+            self.assertGreater(int(values["run.threads"]), 0)
+            with open(self.path(name, "config.yaml")) as f:
+                self.assertEqual(db.execute("SELECT config_yaml FROM runs").fetchone()[0], f.read())
+            session = db.execute("SELECT threads, dp, device, hosts FROM sessions").fetchone()
+            self.assertEqual(session, (int(values["run.threads"]), 2, "cpu", socket.gethostname()))
 
     def test_diagnostics_do_not_change_the_run(self):
         """The number of threads is given, or follows from the compute ranks alone."""

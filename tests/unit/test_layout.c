@@ -17,7 +17,6 @@ static void one_host_watches_with_its_last_rank(void **state) {
     check_ranks(l.diagnostics, (int[]){2}, 1);
     check_ranks(l.local_compute, (int[]){0, 1, -1}, 3);
     check_ranks(l.compute_on_host, (int[]){2, 2, 2}, 3);
-    assert_int_equal(l.split_group, -1);
     layout_free(&l);
 }
 
@@ -33,7 +32,6 @@ static void slurm_gives_nine_and_eight(void **state) {
     for (int i = 0; i < 17; i++) assert_int_equal(l.compute_on_host[i], 8);
     assert_int_equal(l.local_compute[9], 0);
     assert_int_equal(l.local_compute[16], 7);
-    assert_int_equal(l.split_group, -1);
     layout_free(&l);
 }
 
@@ -44,7 +42,6 @@ static void ranks_dealt_in_turn_are_numbered_host_by_host(void **state) {
     check_ranks(l.diagnostics, (int[]){4}, 1);
     check_ranks(l.compute, (int[]){0, 2, 1, 3}, 4);
     check_ranks(l.local_compute, (int[]){0, 0, 1, 1, -1}, 5);
-    assert_int_equal(l.split_group, -1);
     layout_free(&l);
 }
 
@@ -59,13 +56,6 @@ static void two_watchers_are_shared_out_over_full_hosts(void **state) {
     layout_free(&l);
 }
 
-static void a_group_across_hosts_is_named(void **state) {
-    layout l;
-    check_status(layout_make(&l, (int[]){0, 0, 0, 1, 1, 1}, 6, 2, 3, 0, CORES), STATUS_OK);
-    assert_int_equal(l.split_group, 1);
-    layout_free(&l);
-}
-
 static void check_refused(int world, int tp, int dp, int diagnostics, const char *line) {
     int host[8] = {0};
     layout l;
@@ -73,6 +63,29 @@ static void check_refused(int world, int tp, int dp, int diagnostics, const char
     check_status(layout_make(&l, host, world, tp, dp, diagnostics, 4), STATUS_CONFIG);
     if (!strstr(status_message(), line)) fail_msg("\"%s\" does not say \"%s\"", status_message(), line);
     assert_null(l.compute);
+}
+
+static void check_crossing(const int *host, int world, int tp, int dp, int diagnostics, const char *line) {
+    layout l;
+    status_clear();
+    check_status(layout_make(&l, host, world, tp, dp, diagnostics, CORES), STATUS_CONFIG);
+    if (!strstr(status_message(), line)) fail_msg("\"%s\" does not say \"%s\"", status_message(), line);
+    assert_null(l.compute);
+}
+
+static void a_group_across_hosts_is_refused_with_the_right_launch_line(void **state) {
+    check_crossing((int[]){0, 0, 0, 1, 1, 1}, 6, 2, 3, 0, "group 1 would cross hosts: 6 compute ranks on 2 hosts");
+    check_crossing((int[]){0, 0, 0, 1, 1, 1}, 6, 2, 3, 0, "mpirun -n 4 --map-by node --bind-to none bulkhead train");
+    check_crossing((int[]){0, 0, 0, 1, 1, 1}, 6, 2, 0, 0, "--set parallel.data=2,");
+    check_crossing((int[]){0, 0, 0, 1, 1}, 5, 4, 1, 1, "mpirun -n 9 --map-by node");
+}
+
+/* The line of the last case, obeyed: ranks dealt in turn over both hosts. */
+static void the_launch_line_for_hosts_is_right(void **state) {
+    layout l;
+    check_status(layout_make(&l, (int[]){0, 1, 0, 1, 0, 1, 0, 1, 0}, 9, 4, 2, 1, CORES), STATUS_OK);
+    check_ranks(l.compute, (int[]){0, 2, 4, 6, 1, 3, 5, 7}, 8);
+    layout_free(&l);
 }
 
 static void a_wrong_world_is_told_the_right_launch_line(void **state) {
@@ -97,7 +110,8 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(slurm_gives_nine_and_eight),
     cmocka_unit_test(ranks_dealt_in_turn_are_numbered_host_by_host),
     cmocka_unit_test(two_watchers_are_shared_out_over_full_hosts),
-    cmocka_unit_test(a_group_across_hosts_is_named),
+    cmocka_unit_test(a_group_across_hosts_is_refused_with_the_right_launch_line),
+    cmocka_unit_test(the_launch_line_for_hosts_is_right),
     cmocka_unit_test(a_wrong_world_is_told_the_right_launch_line),
     cmocka_unit_test(impossible_numbers_are_refused),
 };

@@ -305,6 +305,7 @@ status ops_cpu(ops *out, int threads) {
     openblas_set_num_threads(threads);
     *out = (ops){
         .name = "cpu",
+        .device = "cpu",
         .activation = DTYPE_F32,
         .logit_elements = OPS_CPU_LOGITS,
         .alloc = cpu_alloc,

@@ -203,6 +203,23 @@ int ops_cuda_devices(void) {
     return count;
 }
 
+bool ops_cuda_gpu(ops_gpu *out, int device) {
+    struct cudaDeviceProp found;
+    if (cudaGetDeviceProperties(&found, device) != cudaSuccess) return false;
+    *out = (ops_gpu){.major = found.major, .minor = found.minor, .memory_bytes = found.totalGlobalMem};
+    snprintf(out->name, sizeof out->name, "%.63s", found.name);
+    return true;
+}
+
+int ops_cuda_built(void) {
+    return CUDART_VERSION;
+}
+
+int ops_cuda_driver(void) {
+    int version = 0;
+    return cudaDriverGetVersion(&version) == cudaSuccess ? version : 0;
+}
+
 static status find_device(int device, struct cudaDeviceProp *found) {
     int count = 0;
     cudaError_t code = cudaGetDeviceCount(&count);
@@ -254,6 +271,7 @@ status ops_cuda(ops *out, int device, bool fp32) {
         return opened;
     }
     *out = TABLE;
+    snprintf(out->device, sizeof out->device, "%.63s", found.name);
     out->activation = fp32 ? DTYPE_F32 : DTYPE_BF16;
     out->logit_elements = OPS_CUDA_LOGITS;
     out->context = c;
