@@ -72,6 +72,8 @@ status plan_make(plan *out, const config *c) {
         out->tp_step_bytes = tp == 1 ? 0 : out->rank0.tp_bytes * out->accumulation + partial * (int64_t)sizeof(float);
         out->dp_step_bytes = dp == 1 ? 0 : params_total(&m.params) * (int64_t)sizeof(float);
         out->snapshot_bytes = snapshot_bytes(c, &m);
+        bool staged = c->run.device == DEVICE_CUDA && c->diagnostics.ranks > 0;
+        out->staging_bytes = staged ? out->snapshot_bytes / (tp * dp) : 0;
         out->database_bytes = 320 * (out->snapshots * spectra_rows(c) + c->train.steps);
     }
     model_free(&m);
@@ -89,7 +91,7 @@ void plan_print(const plan *p, const config *c) {
     printf("step           %ld tokens: %ld micro-batches of %ld samples a rank, %.3f TFLOP\n", (long)p->tokens_per_step,
            (long)p->accumulation, (long)p->micro_batch, p->step_flops / 1e12);
     printf("memory         %.1f MiB a compute rank, %.1f of them weights, gradients and moments\n",
-           mib((int64_t)p->rank0.bytes), mib((int64_t)p->rank0.parameter_bytes));
+           mib((int64_t)p->rank0.bytes + p->staging_bytes), mib((int64_t)p->rank0.parameter_bytes));
     printf("communication  a rank and step: %.2f MiB tensor parallel (%ld collectives), %.2f MiB data parallel\n",
            mib(p->tp_step_bytes), (long)(p->tp == 1 ? 0 : p->rank0.tp_collectives * p->accumulation),
            mib(p->dp_step_bytes));

@@ -11,6 +11,7 @@ typedef struct plan {
     double step_flops;                    /* whole job: matrix products and causal attention, forward and backward */
     int64_t tp_step_bytes, dp_step_bytes; /* payload of the collectives of one rank, one step */
     int64_t snapshot_bytes;               /* whole job, one snapshot */
+    int64_t staging_bytes;                /* of a GPU, about: its share of a snapshot, on the way out */
     int64_t snapshots;                    /* in the run */
     int64_t database_bytes;               /* estimate: 320 bytes a spectrum and a step */
 } plan;

@@ -154,6 +154,12 @@ static void test_the_plan_counts_snapshots(void **state) {
     c.diagnostics.dense_until = 0;
     check_status(plan_make(&p, &c), STATUS_OK);
     assert_int_equal(p.snapshots, 100000000001);
+    assert_int_equal(p.staging_bytes, 0);
+    c.run.device = DEVICE_CUDA;
+    c.parallel.tensor = 2;
+    check_status(plan_make(&p, &c), STATUS_OK);
+    assert_int_equal(p.snapshot_bytes, 4 * 4 * (2 * 256 * 256 + 256)); /* layers, bytes: W_Q, W_K, the norm's gain */
+    assert_int_equal(p.staging_bytes, p.snapshot_bytes / 2);
     config_free(&c);
 }
 
