@@ -24,7 +24,9 @@ import tempfile
 import time
 
 import numpy
+import torch
 
+import follow
 import model
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -89,9 +91,14 @@ def time_peer(peer, lines):
     return None
 
 
+def weights_path(folder, variant):
+    return os.path.join(folder, variant + ".safetensors")
+
+
 def command(a, variant, folder, run, diagnostics):
     settings = {"run.dir": run, "run.device": "cuda", "model.size": a.size, "attention.variant": variant,
                 "data.train": os.path.join(folder, "train-00000.bin"), "train.precision": "bf16",
+                "train.init_from": weights_path(folder, variant),
                 "train.steps": WARM_STEPS + a.steps, "train.global_batch": a.batch, "train.lr": 1e-4,
                 "train.log_every": 1, "diagnostics.ranks": 1 if diagnostics else 0,
                 "diagnostics.every": diagnostics or 10}
@@ -146,6 +153,13 @@ def write_random_shard(path, vocab):
         numpy.random.default_rng(1).integers(0, vocab, SHARD_TOKENS).astype("<u2").tofile(f)
 
 
+def write_weights(path, shape):
+    """Read faster than they are drawn, and written while the peers compile."""
+    m = model.Model(shape)
+    m.draw(torch.Generator().manual_seed(1))
+    follow.write_safetensors(path, m.weights())
+
+
 def wait_for_peers(peers, clock):
     """The peers that are ready in time, by variant, with their lines."""
     ready = {}
@@ -175,6 +189,8 @@ def report(a, card, variant, figures, out):
 
 
 def measure(a, folder, clock, peers, out):
+    for variant in a.variants:
+        write_weights(weights_path(folder, variant), model.shape_of(a.size, variant))
     ready = wait_for_peers(peers, clock)
     print(f"peers ready: {', '.join(ready)}; {clock.left():.0f} s left", flush=True)
     card, good = None, True

@@ -9,8 +9,9 @@ metadata tell how far from these a naive bf16 version usually is: "bf16.NAME" is
     make_golden.py            write all files beside this script
     make_golden.py --check    recompute and compare with the committed files; writes nothing
 
-Needs PyTorch (Debian: python3-torch); without it the exit code is 77. Shapes: B batch, T context, N = B T, d width, H heads, G kv heads, D_n / D_r parts
-of a head without and with rotary, D_v value dim, R latent, R_q query latent, F feed-forward, V vocabulary.
+Needs PyTorch (Debian: python3-torch); without it the exit code is 77. Shapes: B batch, T context, N = B T, d width, H
+heads, G kv heads, D_n / D_r parts of a head without and with rotary, D_v value dim, R latent, R_q query latent, F feed-
+forward, V vocabulary.
 Weights are [out, in].
 """
 import json
