@@ -29,6 +29,8 @@ class SameRunTest(RunTest):
             db = self.train(ranks, config, name.replace(" ", "-"), *settings)
             losses[name] = self.losses(db)
             self.assertEqual(len(losses[name]), STEPS)
+            device = db.execute("SELECT device FROM sessions").fetchone()[0]
+            self.assertEqual("NVIDIA" in device, name != "CPU", device)
             self.assertEqual(db.execute("SELECT count(*) FROM snapshots WHERE status = 'done'").fetchone()[0], 6)
         want = losses.pop("one GPU")
         self.assertLess(want[-1], want[0] - 0.3, "nothing was learned")
