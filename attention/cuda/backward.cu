@@ -4,7 +4,7 @@
  * transposed, so that probabilities and their gradients are left operands in registers.
  *
  * p = exp(scale s - lse), dp = dout vt, ds = p (dp - delta), delta = dout . o of a query (Dao 2023, algorithm 2). */
-#include "attention/cuda/tiles.cuh"
+#include "attention/cuda/warpgroup.cuh"
 
 using namespace tiles;
 
@@ -19,7 +19,8 @@ __device__ __forceinline__ void write_deltas(const char *dout, rows o, float *sh
         if (first + i < context) {
             const __nv_bfloat16 *row = o.data + (first + i) * o.ld;
             for (int chunk = 0; chunk < o.cols / 8; chunk++) {
-                uint4 a = *(const uint4 *)(row + chunk * 8), b = *(const uint4 *)(dout + chunk_at<C::V>(i, chunk));
+                uint4 a = *(const uint4 *)(row + chunk * 8),
+                      b = *(const uint4 *)(dout + C::P::template chunk_at<C::V, C::ROWS>(i, chunk));
                 const __nv_bfloat162 *left = (const __nv_bfloat162 *)&a, *right = (const __nv_bfloat162 *)&b;
 #pragma unroll
                 for (int c = 0; c < 4; c++) {
@@ -35,26 +36,23 @@ __device__ __forceinline__ void write_deltas(const char *dout, rows o, float *sh
 
 template <typename C>
 __global__ void __launch_bounds__(C::THREADS, C::BLOCKS) dq_kernel(attn_core_args a, attn_core_grads g, float *delta) {
-    extern __shared__ __align__(128) char shared[];
-    constexpr int K_BYTES = C::TILE * C::QK * 2, V_BYTES = C::TILE * C::V * 2;
-    char *dout_tile = shared + C::ROWS * C::QK * 2;
-    uint32_t q = shared_address(shared), dout = shared_address(dout_tile), k = dout + C::ROWS * C::V * 2;
-    uint32_t v = k + 2 * K_BYTES;
-    float *deltas = (float *)(shared + C::BYTES);
+    typedef typename C::P P;
+    extern __shared__ __align__(1024) char shared[];
+    uint32_t q = shared_address(shared), dout = q + C::OWN_QK, k = dout + C::OWN_V, v = k + 2 * C::STEP_QK;
+    float *deltas = (float *)(shared + C::OWN_QK + C::OWN_V + 2 * (C::STEP_QK + C::STEP_V));
     int blocks = (int)((a.context + C::ROWS - 1) / C::ROWS), context = (int)a.context;
     int first = (blocks - 1 - (int)(blockIdx.x % blocks)) * C::ROWS;
     int h = (int)(blockIdx.x / blocks % a.heads);
     head x = head_of(a, blockIdx.x / blocks / a.heads, h, h * a.kv_heads / a.heads);
-    int row = threadIdx.x / LANES * 16 * C::MT, mine = first + row + lane() / 4;
+    int row = C::warp_row(), mine = first + row + lane() / 4, last = first + C::group_row() + C::GROUP - 1;
     int keys = min(first + C::ROWS, context), steps = (keys + C::TILE - 1) / C::TILE;
 
-    fill<C::QK, C::ROWS, C::THREADS>(q, x.q, x.nothing, first, context);
-    fill<C::V, C::ROWS, C::THREADS>(dout, values_of(g.dout, a, x, h), x.nothing, first, context);
-    wait_for_groups();
-    __syncthreads();
-    fill<C::QK, C::TILE, C::THREADS>(k, x.k, x.k_rope, 0, context);
-    fill<C::V, C::TILE, C::THREADS>(v, x.v, x.nothing, 0, context);
-    write_deltas<C>(dout_tile, values_of(a.o, a, x, h), deltas, delta + x.at, first, context);
+    C::own_qk(q, x.q, {}, first, context);
+    C::own_v(dout, values_of(g.dout, a, x, h), first, context);
+    C::arrive();
+    C::step_qk(k, x.k, x.k_rope, 0, context);
+    C::step_v(v, x.v, 0, context);
+    write_deltas<C>(shared + C::OWN_QK, values_of(a.o, a, x, h), deltas, delta + x.at, first, context);
     __syncthreads();
 
     float lse[C::MT][2], d[C::MT][2], dq[C::MT][C::QK / 8][4], factor = a.scale * LOG2_E;
@@ -69,18 +67,16 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS) dq_kernel(attn_core_arg
     clear(dq);
     for (int step = 0; step < steps; step++) {
         int key = step * C::TILE, buffer = step % 2;
-        wait_for_groups();
-        __syncthreads();
+        C::arrive();
         if (step + 1 < steps) {
-            fill<C::QK, C::TILE, C::THREADS>(k + (1 - buffer) * K_BYTES, x.k, x.k_rope, key + C::TILE, context);
-            fill<C::V, C::TILE, C::THREADS>(v + (1 - buffer) * V_BYTES, x.v, x.nothing, key + C::TILE, context);
+            C::step_qk(k + (1 - buffer) * C::STEP_QK, x.k, x.k_rope, key + C::TILE, context);
+            C::step_v(v + (1 - buffer) * C::STEP_V, x.v, key + C::TILE, context);
         }
-        if (key > first + row + 16 * C::MT - 1) continue;
+        if (key > last) continue;
         float s[C::MT][C::TILE / 8][4], dp[C::MT][C::TILE / 8][4];
-        clear(s);
-        clear(dp);
-        add_a_bt<C::QK, C::MT, C::TILE>(s, q, row, k + buffer * K_BYTES);
-        add_a_bt<C::V, C::MT, C::TILE>(dp, dout, row, v + buffer * V_BYTES);
+        P::template start_a_bt<C::QK, C::ROWS, C::MT, C::TILE>(s, q, row, k + buffer * C::STEP_QK);
+        P::template start_a_bt<C::V, C::ROWS, C::MT, C::TILE>(dp, dout, row, v + buffer * C::STEP_V);
+        P::template finish<1>(s);
         bool diagonal = key + C::TILE - 1 > first + row;
 #pragma unroll
         for (int m = 0; m < C::MT; m++)
@@ -88,13 +84,20 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS) dq_kernel(attn_core_arg
             for (int n = 0; n < C::TILE / 8; n++)
 #pragma unroll
                 for (int i = 0; i < 4; i++) {
-                    float p = power_of_2(s[m][n][i] * factor - lse[m][i / 2]);
-                    s[m][n][i] = p * (dp[m][n][i] - d[m][i / 2]);
+                    s[m][n][i] = power_of_2(s[m][n][i] * factor - lse[m][i / 2]);
                     if (diagonal && key + 8 * n + lane() % 4 * 2 + i % 2 > mine + 16 * m + i / 2 * 8) s[m][n][i] = 0;
                 }
+        P::template finish<0>(dp);
+#pragma unroll
+        for (int m = 0; m < C::MT; m++)
+#pragma unroll
+            for (int n = 0; n < C::TILE / 8; n++)
+#pragma unroll
+                for (int i = 0; i < 4; i++) s[m][n][i] *= dp[m][n][i] - d[m][i / 2];
         uint32_t ds[C::MT][C::TILE / 16][4];
         as_left<C::MT, C::TILE>(ds, s);
-        add_p_b<C::QK, C::MT, C::TILE>(dq, ds, k + buffer * K_BYTES);
+        P::template start_p_b<C::QK, C::MT, C::TILE>(dq, ds, k + buffer * C::STEP_QK);
+        P::template finish<0>(dq);
     }
     __nv_bfloat16 *out = (__nv_bfloat16 *)g.dq.data + x.token * g.dq.ld + (int64_t)h * (a.nope + a.rope);
     each_pair(dq, [&](int i, int col, float low, float high) {
@@ -119,43 +122,42 @@ enum { DK = 1, DV = 2 };
 template <typename C, int WHICH>
 __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
     dkv_kernel(attn_core_args a, attn_core_grads g, const float *delta, float *shares) {
-    extern __shared__ __align__(128) char shared[];
-    constexpr int Q_BYTES = C::TILE * C::QK * 2, V_BYTES = C::TILE * C::V * 2;
-    uint32_t k = shared_address(shared), v = k + C::ROWS * C::QK * 2, q = v + C::ROWS * C::V * 2;
-    uint32_t dout = q + 2 * Q_BYTES;
-    float *lse = (float *)(shared + C::BYTES), *deltas = lse + 2 * C::TILE;
+    typedef typename C::P P;
+    extern __shared__ __align__(1024) char shared[];
+    uint32_t k = shared_address(shared), v = k + C::OWN_QK, q = v + C::OWN_V, dout = q + 2 * C::STEP_QK;
+    float *lse = (float *)(shared + C::OWN_QK + C::OWN_V + 2 * (C::STEP_QK + C::STEP_V)), *deltas = lse + 2 * C::TILE;
     int blocks = (int)((a.context + C::ROWS - 1) / C::ROWS), context = (int)a.context, group = a.heads / a.kv_heads;
     int first = (int)(blockIdx.x % blocks) * C::ROWS, kv = (int)(blockIdx.x / blocks % a.kv_heads);
     int64_t sample = blockIdx.x / blocks / a.kv_heads;
-    int row = threadIdx.x / LANES * 16 * C::MT, mine = first + row + lane() / 4;
+    int row = C::warp_row(), mine = first + row + lane() / 4;
     int start = first / C::TILE * C::TILE; /* the first queries that see these keys */
     head x = head_of(a, sample, kv * group, kv);
 
     float dk[C::MT][C::QK / 8][4], dv[C::MT][C::V / 8][4], factor = a.scale * LOG2_E;
     clear(dk);
     clear(dv);
-    fill<C::QK, C::ROWS, C::THREADS>(k, x.k, x.k_rope, first, context);
-    fill<C::V, C::ROWS, C::THREADS>(v, x.v, x.nothing, first, context);
+    C::own_qk(k, x.k, x.k_rope, first, context);
+    C::own_v(v, x.v, first, context);
     /* The steps of the group's query heads are one loop: the next head's first tile loads under the last of this. */
     auto load = [&](int member, int query, int buffer) {
         int h = kv * group + member;
         head y = head_of(a, sample, h, kv);
-        fill<C::QK, C::TILE, C::THREADS>(q + buffer * Q_BYTES, y.q, y.nothing, query, context);
-        fill<C::V, C::TILE, C::THREADS>(dout + buffer * V_BYTES, values_of(g.dout, a, y, h), y.nothing, query, context);
+        C::step_qk(q + buffer * C::STEP_QK, y.q, {}, query, context);
+        C::step_v(dout + buffer * C::STEP_V, values_of(g.dout, a, y, h), query, context);
         fill_rows<C>(lse + buffer * C::TILE, deltas + buffer * C::TILE, a.lse + y.at, delta + y.at, query, context);
     };
     int member = 0, query = start, next = start;
     load(0, start, 0);
     for (int buffer = 0; member < group; query = next, buffer = 1 - buffer) {
-        wait_for_groups();
-        __syncthreads();
+        C::arrive();
         next = query + C::TILE;
         if (next >= context) next = start, member++;
         if (member < group) load(member, next, 1 - buffer);
-        if (query + C::TILE - 1 < first + row) continue; /* all earlier than the warp's keys */
-        float s[C::MT][C::TILE / 8][4];
-        clear(s);
-        add_a_bt<C::QK, C::MT, C::TILE>(s, k, row, q + buffer * Q_BYTES);
+        if (query + C::TILE - 1 < first + C::group_row()) continue; /* all earlier than the group's keys */
+        float s[C::MT][C::TILE / 8][4], dp[C::MT][C::TILE / 8][4];
+        P::template start_a_bt<C::QK, C::ROWS, C::MT, C::TILE>(s, k, row, q + buffer * C::STEP_QK);
+        if (WHICH & DK) P::template start_a_bt<C::V, C::ROWS, C::MT, C::TILE>(dp, v, row, dout + buffer * C::STEP_V);
+        P::template finish<WHICH & DK ? 1 : 0>(s);
         bool diagonal = query < first + row + 16 * C::MT - 1;
         const float *tile_lse = lse + buffer * C::TILE + lane() % 4 * 2, *tile_delta = tile_lse + 2 * C::TILE;
 #pragma unroll
@@ -169,15 +171,13 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
                     if (diagonal && query + 8 * n + lane() % 4 * 2 + i % 2 < mine + 16 * m + i / 2 * 8) s[m][n][i] = 0;
                 }
         }
-        uint32_t left[C::MT][C::TILE / 16][4];
+        uint32_t p[C::MT][C::TILE / 16][4], ds[C::MT][C::TILE / 16][4];
         if (WHICH & DV) {
-            as_left<C::MT, C::TILE>(left, s);
-            add_p_b<C::V, C::MT, C::TILE>(dv, left, dout + buffer * V_BYTES);
+            as_left<C::MT, C::TILE>(p, s);
+            P::template start_p_b<C::V, C::MT, C::TILE>(dv, p, dout + buffer * C::STEP_V);
         }
         if (WHICH & DK) {
-            float dp[C::MT][C::TILE / 8][4];
-            clear(dp);
-            add_a_bt<C::V, C::MT, C::TILE>(dp, v, row, dout + buffer * V_BYTES);
+            P::template finish<WHICH & DV ? 1 : 0>(dp);
 #pragma unroll
             for (int n = 0; n < C::TILE / 8; n++) {
                 float2 d = *(const float2 *)(tile_delta + 8 * n);
@@ -186,9 +186,11 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
 #pragma unroll
                     for (int i = 0; i < 4; i++) s[m][n][i] *= dp[m][n][i] - (i % 2 ? d.y : d.x);
             }
-            as_left<C::MT, C::TILE>(left, s);
-            add_p_b<C::QK, C::MT, C::TILE>(dk, left, q + buffer * Q_BYTES);
+            as_left<C::MT, C::TILE>(ds, s);
+            P::template start_p_b<C::QK, C::MT, C::TILE>(dk, ds, q + buffer * C::STEP_QK);
+            P::template finish<0>(dk);
         }
+        if (WHICH & DV) P::template finish<0>(dv);
     }
     __nv_bfloat16 *out_k = (__nv_bfloat16 *)g.dk.data + x.token * g.dk.ld + kv * a.k_head;
     __nv_bfloat16 *out_v = (__nv_bfloat16 *)g.dv.data + x.token * g.dv.ld + kv * a.v_head;
@@ -214,35 +216,53 @@ int64_t blocks_of(const attn_core_args *a, int rows, int heads) {
 
 template <typename C>
 cudaError_t run_dq(const attn_core_args *a, const attn_core_grads *g, float *delta, cudaStream_t stream) {
-    return launch(dq_kernel<C>, blocks_of(a, C::ROWS, a->heads), C::THREADS, C::BYTES + C::ROWS * sizeof(float), stream,
-                  *a, *g, delta);
+    return launch(dq_kernel<C>, blocks_of(a, C::ROWS, a->heads), C::THREADS,
+                  C::OWN_QK + C::OWN_V + 2 * (C::STEP_QK + C::STEP_V) + C::ROWS * sizeof(float), stream, *a, *g, delta);
 }
 
 template <typename C, int WHICH>
 cudaError_t run_dkv(const attn_core_args *a, const attn_core_grads *g, const float *delta, float *shares,
                     cudaStream_t stream) {
     return launch(dkv_kernel<C, WHICH>, blocks_of(a, C::ROWS, a->kv_heads), C::THREADS,
-                  C::BYTES + 4 * C::TILE * sizeof(float), stream, *a, *g, delta, shares);
+                  C::OWN_QK + C::OWN_V + 2 * (C::STEP_QK + C::STEP_V) + 4 * C::TILE * sizeof(float), stream, *a, *g,
+                  delta, shares);
 }
 
 } // namespace
 
-cudaError_t fused_dq(const attn_core_args *a, const attn_core_grads *g, float *delta, cudaStream_t stream) {
+cudaError_t fused_dq(const attn_core_args *a, const attn_core_grads *g, float *delta, bool warpgroups,
+                     cudaStream_t stream) {
     int qk = a->nope + a->rope, v = a->value;
-    if (qk <= 64 && v <= 64) return run_dq<cut<64, 64, 2, 64>>(a, g, delta, stream);
-    if (qk <= 96 && v <= 64) return run_dq<cut<96, 64, 1, 64, 4, 3>>(a, g, delta, stream);
-    if (qk <= 128 && v <= 128) return run_dq<cut<128, 128, 1, 64>>(a, g, delta, stream);
-    if (qk <= 192 && v <= 128) return run_dq<cut<192, 128, 1, 32>>(a, g, delta, stream);
-    return run_dq<cut<256, 256, 1, 32>>(a, g, delta, stream);
+    if (warpgroups) {
+        if (qk <= 64 && v <= 64) return run_dq<cut<by_warpgroup, 64, 64, 1, 64, 4, 4>>(a, g, delta, stream);
+        if (qk <= 96 && v <= 64) return run_dq<cut<by_warpgroup, 96, 64, 1, 64, 4, 3>>(a, g, delta, stream);
+        if (qk <= 128 && v <= 128) return run_dq<cut<by_warpgroup, 128, 128, 1, 64>>(a, g, delta, stream);
+        if (qk <= 192 && v <= 128) return run_dq<cut<by_warpgroup, 192, 128, 1, 64, 8, 1>>(a, g, delta, stream);
+    }
+    if (qk <= 64 && v <= 64) return run_dq<cut<by_warp, 64, 64, 2, 64>>(a, g, delta, stream);
+    if (qk <= 96 && v <= 64) return run_dq<cut<by_warp, 96, 64, 1, 64, 4, 3>>(a, g, delta, stream);
+    if (qk <= 128 && v <= 128) return run_dq<cut<by_warp, 128, 128, 1, 64>>(a, g, delta, stream);
+    if (qk <= 192 && v <= 128) return run_dq<cut<by_warp, 192, 128, 1, 32>>(a, g, delta, stream);
+    return run_dq<cut<by_warp, 256, 256, 1, 32>>(a, g, delta, stream);
 }
 
 cudaError_t fused_dkv(const attn_core_args *a, const attn_core_grads *g, const float *delta, float *shares,
-                      cudaStream_t stream) {
+                      bool warpgroups, cudaStream_t stream) {
     int qk = a->nope + a->rope, v = a->value;
-    if (qk <= 64 && v <= 64) return run_dkv<cut<64, 64, 1, 64, 4, 3>, DK | DV>(a, g, delta, shares, stream);
-    if (qk <= 96 && v <= 64) return run_dkv<cut<96, 64, 1, 64, 4, 3>, DK | DV>(a, g, delta, shares, stream);
-    if (qk <= 128 && v <= 128) return run_dkv<cut<128, 128, 1, 64>, DK | DV>(a, g, delta, shares, stream);
-    if (qk <= 192 && v <= 128) return run_dkv<cut<192, 128, 1, 32>, DK | DV>(a, g, delta, shares, stream);
-    cudaError_t code = run_dkv<cut<256, 256, 1, 32>, DK>(a, g, delta, shares, stream);
-    return code == cudaSuccess ? run_dkv<cut<256, 256, 1, 32>, DV>(a, g, delta, shares, stream) : code;
+    enum { BOTH = DK | DV };
+    if (warpgroups) {
+        if (qk <= 64 && v <= 64)
+            return run_dkv<cut<by_warpgroup, 64, 64, 1, 64, 4, 3>, BOTH>(a, g, delta, shares, stream);
+        if (qk <= 96 && v <= 64) return run_dkv<cut<by_warpgroup, 96, 64, 1, 64>, BOTH>(a, g, delta, shares, stream);
+        if (qk <= 128 && v <= 128)
+            return run_dkv<cut<by_warpgroup, 128, 128, 1, 64, 8, 1>, BOTH>(a, g, delta, shares, stream);
+        if (qk <= 192 && v <= 128)
+            return run_dkv<cut<by_warpgroup, 192, 128, 1, 64, 8, 1>, BOTH>(a, g, delta, shares, stream);
+    }
+    if (qk <= 64 && v <= 64) return run_dkv<cut<by_warp, 64, 64, 1, 64, 4, 3>, BOTH>(a, g, delta, shares, stream);
+    if (qk <= 96 && v <= 64) return run_dkv<cut<by_warp, 96, 64, 1, 64, 4, 3>, BOTH>(a, g, delta, shares, stream);
+    if (qk <= 128 && v <= 128) return run_dkv<cut<by_warp, 128, 128, 1, 64>, BOTH>(a, g, delta, shares, stream);
+    if (qk <= 192 && v <= 128) return run_dkv<cut<by_warp, 192, 128, 1, 32>, BOTH>(a, g, delta, shares, stream);
+    cudaError_t code = run_dkv<cut<by_warp, 256, 256, 1, 32>, DK>(a, g, delta, shares, stream);
+    return code == cudaSuccess ? run_dkv<cut<by_warp, 256, 256, 1, 32>, DV>(a, g, delta, shares, stream) : code;
 }

@@ -32,8 +32,9 @@ static bool takes_fused_backward(const attn_core_args *a, const attn_core_grads 
 
 static void cuda_forward(ops *o, const attn_core_args *a, arena *scratch) {
     if (!scratch->base || !fits(o, a)) return;
-    cudaStream_t stream = cuda_of(o)->stream;
-    cuda_check(o, takes_fused(a) ? fused_forward(a, stream) : plain_forward(a, stream), "attention, forward");
+    const cuda_context *c = cuda_of(o);
+    cuda_check(o, takes_fused(a) ? fused_forward(a, c->warpgroups, c->stream) : plain_forward(a, c->stream),
+               "attention, forward");
 }
 
 static void cuda_backward(ops *o, const attn_core_args *a, const attn_core_grads *g, arena *scratch) {
@@ -41,10 +42,11 @@ static void cuda_backward(ops *o, const attn_core_args *a, const attn_core_grads
     float *delta = arena_push(scratch, rows * sizeof *delta);
     float *shares = arena_push(scratch, rows * (size_t)a->rope * sizeof *shares);
     if (scratch->base && fits(o, a)) {
-        cudaStream_t stream = cuda_of(o)->stream;
+        const cuda_context *c = cuda_of(o);
+        cudaStream_t stream = c->stream;
         if (takes_fused_backward(a, g)) {
-            cuda_check(o, fused_dq(a, g, delta, stream), "attention, backward: dq");
-            cuda_check(o, fused_dkv(a, g, delta, shares, stream), "attention, backward: dk, dv");
+            cuda_check(o, fused_dq(a, g, delta, c->warpgroups, stream), "attention, backward: dq");
+            cuda_check(o, fused_dkv(a, g, delta, shares, c->warpgroups, stream), "attention, backward: dk, dv");
         } else {
             cuda_check(o, plain_delta(a, g, delta, stream), "attention, backward: delta");
             cuda_check(o, plain_dq(a, g, delta, stream), "attention, backward: dq");

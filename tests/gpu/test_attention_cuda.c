@@ -1,9 +1,10 @@
-/* The CUDA attention core against the CPU's, fp32 and bf16, on the same inputs (rounded to bf16 for both where the
- * GPU's are). The CPU core is itself held against double in tests/unit.
+/* The CUDA attention core, with each family of products that the device has, against the CPU's, fp32 and bf16, on the
+ * same inputs (rounded to bf16 for both where the GPU's are). The CPU core is itself held against double in tests/unit.
  *
  * fp32: the order of sums may differ. bf16: at most twice the error of a naive bf16 computation, which rounds the
  * probabilities, their gradients and the outputs. Errors are norms over a whole operand. */
 #include "attention/core.h"
+#include "core/ops/cuda/context.h"
 #include "inputs.h"
 
 static const double FP32_TOLERANCE = 1e-5;
@@ -250,9 +251,14 @@ static double norm(const float *x, int64_t n) {
     return sqrt(sum);
 }
 
-static void check_case(shape s, bool fp32) {
+static void check_case(shape s, bool fp32, bool warpgroups) {
     both b;
     both_open(&b, s, fp32);
+    if (warpgroups && !cuda_of(&b.gpu)->warpgroups) { /* not this device's */
+        both_close(&b);
+        return;
+    }
+    cuda_of(&b.gpu)->warpgroups = warpgroups;
     run_core(&b, false);
     if (!fp32) run_naive(&b);
     run_core(&b, true);
@@ -264,9 +270,9 @@ static void check_case(shape s, bool fp32) {
                                           : 2 * distance(b.naive[i], b.host[i], b.count[i]);
         if (!fp32 && s.context < FEW_TOKENS) allowed += BF16_ROUNDING * norm(b.host[i], b.count[i]);
         if (!(error <= allowed + floor))
-            fail_msg("%s, %s, B %d T %d H %d/%d (%d+%d)/%d: off by %.3g > %.3g + %.3g", names[i],
-                     fp32 ? "fp32" : "bf16", s.batch, s.context, s.heads, s.kv_heads, s.nope, s.rope, s.value, error,
-                     allowed, floor);
+            fail_msg("%s, %s%s, B %d T %d H %d/%d (%d+%d)/%d: off by %.3g > %.3g + %.3g", names[i],
+                     fp32 ? "fp32" : "bf16", warpgroups ? " by warpgroup" : "", s.batch, s.context, s.heads, s.kv_heads,
+                     s.nope, s.rope, s.value, error, allowed, floor);
         float *poison = malloc((size_t)b.count[i] * sizeof *poison + 1);
         assert_non_null(poison);
         for (int64_t e = 0; e < b.count[i]; e++) poison[e] = NAN;
@@ -285,8 +291,9 @@ static void check_case(shape s, bool fp32) {
 
 static void check_both(shape s) {
     if (s.gain == 0) s.gain = 1;
-    check_case(s, true);
-    check_case(s, false);
+    check_case(s, true, false);
+    check_case(s, false, false);
+    check_case(s, false, true);
 }
 
 static const int contexts[] = {1, 2, 31, 65, 127, 128, 130};

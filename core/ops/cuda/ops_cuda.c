@@ -152,6 +152,8 @@ static const ops TABLE = {
     .name = "cuda",
     .alloc = table_alloc,
     .release = table_release,
+    .alloc_shared = table_alloc,
+    .release_shared = table_release,
     .zero = table_zero,
     .upload = table_upload,
     .download = table_download,
@@ -264,6 +266,7 @@ status ops_cuda(ops *out, int device, bool fp32) {
     if (!c) return status_fail(STATUS_INTERNAL, "out of memory");
     c->device = device;
     c->sm_count = found.multiProcessorCount;
+    c->warpgroups = found.major == 9;
     c->fp32 = fp32;
     status opened = context_open(c);
     if (opened != STATUS_OK) {
