@@ -101,12 +101,13 @@ __device__ __forceinline__ void publish() {
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 #else /* the same names, for the architectures that never launch these kernels */
-template <int N> __device__ void multiply_tiles(float (&)[N / 8][4], uint64_t, uint64_t, int) {}
-template <int N> __device__ void multiply_registers(float (&)[N / 8][4], const uint32_t (&)[4], uint64_t) {}
-__device__ void open_group() {}
-__device__ void close_group() {}
-template <int PENDING> __device__ void wait() {}
-__device__ void publish() {}
+template <int N> __device__ __forceinline__ void multiply_tiles(float (&)[N / 8][4], uint64_t, uint64_t, int) {}
+template <int N>
+__device__ __forceinline__ void multiply_registers(float (&)[N / 8][4], const uint32_t (&)[4], uint64_t) {}
+__device__ __forceinline__ void open_group() {}
+__device__ __forceinline__ void close_group() {}
+template <int PENDING> __device__ __forceinline__ void wait() {}
+__device__ __forceinline__ void publish() {}
 #endif
 
 /* The compiler keeps these registers where they are: the tensor cores still write them. */
