@@ -8,7 +8,7 @@ extern const comm_backend comm_backend_self, comm_backend_mpi;
 /* A group of GPUs over NCCL, which starts through communicator c; o is the CUDA table of this rank. What a rank finds
  * wrong by itself is agreed on; a rank that fails after that, or waits for one that does not come, ends the job
  * (comm_abort). */
-status comm_over_nccl(comm_group *out, MPI_Comm c, const ops *o);
+status comm_over_nccl(comm_group *out, MPI_Comm c, ops *o);
 
 /* CONFIG when two ranks of c compute on one GPU, by its identity: NCCL would fail in words of its own, or hang, and
  * ranks of different groups would share it unseen. Collective over c; the verdict is the same on every rank. */

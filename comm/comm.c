@@ -71,6 +71,10 @@ void comm_close(comm_group *g) {
     g->backend = &comm_backend_self;
 }
 
-status comm_over_device(comm_group *out, MPI_Comm c, const ops *o) {
+void comm_register(comm_group *g, void *data, size_t bytes) {
+    if (g->backend->know && g->first_error == STATUS_OK) g->backend->know(g, data, bytes);
+}
+
+status comm_over_device(comm_group *out, MPI_Comm c, ops *o) {
     return o->context ? comm_over_nccl(out, c, o) : comm_over_mpi(out, c);
 }

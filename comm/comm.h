@@ -34,6 +34,7 @@ typedef struct comm_backend {
     void (*broadcast_start)(comm_group *g, void *data, int64_t count, dtype type, int root);
     void (*broadcast_finish)(comm_group *g);
     void (*close)(comm_group *g);
+    void (*know)(comm_group *g, void *data, size_t bytes); /* comm_register; NULL where it changes nothing */
     /* For the watchdog's thread; NULL where calls return only when they are done. The oldest collective that is not
      * finished, false when there is none; and what the library found wrong by itself, NULL for nothing. */
     bool (*unfinished)(const comm_group *g, comm_pending *oldest);
@@ -62,8 +63,12 @@ void comm_self(comm_group *out);
 status comm_over_mpi(comm_group *out, MPI_Comm c);
 
 /* The same for buffers of the device of o: over NCCL where that is a GPU, else over MPI. Collectives are queued behind
- * what the table has queued. */
-status comm_over_device(comm_group *out, MPI_Comm c, const ops *o);
+ * what the table has queued. Sets o->alloc_shared. */
+status comm_over_device(comm_group *out, MPI_Comm c, ops *o);
+
+/* Tells the group's library of the memory in which it will work, from o->alloc_shared after the group was made, so that
+ * peers can read and write it in place. Once a group; collective. Close the group before the memory is released. */
+void comm_register(comm_group *g, void *data, size_t bytes);
 
 /* NCCL versions as 10000 major + 100 minor + patch: what the program was built with and what it runs with; 0 without
  * NCCL. */

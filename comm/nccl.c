@@ -28,6 +28,7 @@ typedef struct comm_nccl {
     ncclComm_t comm;
     cudaStream_t compute, side; /* side is ours, for broadcasts */
     cudaEvent_t ready, done;
+    void *known; /* NCCL's handle of the registered memory */
     PFN_cuStreamWriteValue32_v11070 write_value;
     uint32_t *finished;      /* pinned; the compute stream counts here */
     uint32_t queued;         /* this thread writes it, the watchdog reads it */
@@ -136,6 +137,29 @@ static void broadcast_finish(comm_group *g) {
     if (cuda_ok(g, "broadcast", cudaStreamWaitEvent(g->nccl->compute, g->nccl->done, 0))) mark(g, g->nccl->broadcast);
 }
 
+/* ---------------------------------------------------------------- memory */
+
+static void *alloc_shared(ops *o, size_t bytes) {
+    void *data = NULL;
+    if (ncclMemAlloc(&data, bytes ? bytes : 1) != ncclSuccess) {
+        log_warn("GPU %d: %zu MiB of memory that other GPUs can reach cannot be had", cuda_of(o)->device, bytes >> 20);
+        cudaGetLastError(); /* not an error of a later launch */
+        return NULL;
+    }
+    cuda_check(o, cudaMemsetAsync(data, 0, bytes, cuda_of(o)->stream), "zeroing new memory");
+    return data;
+}
+
+static void release_shared(ops *o, void *data) {
+    if (data && ncclMemFree(data) != ncclSuccess) cuda_check(o, cudaErrorInvalidValue, "ncclMemFree");
+}
+
+static void know(comm_group *g, void *data, size_t bytes) {
+    nccl_ok(g, "registering memory", ncclCommRegister(g->nccl->comm, data, bytes, &g->nccl->known));
+}
+
+/* ---------------------------------------------------------------- the group's life */
+
 static void close_group(comm_group *g) {
     comm_nccl *n = g->nccl;
     if (!n) return;
@@ -144,6 +168,7 @@ static void close_group(comm_group *g) {
         ncclCommAbort(n->comm);
     } else if (n->comm) {
         cudaStreamSynchronize(n->compute);
+        if (n->known) settle(n->comm, ncclCommDeregister(n->comm, n->known));
         if (settle(n->comm, ncclCommFinalize(n->comm)) == ncclSuccess) ncclCommDestroy(n->comm);
     }
     if (n->ready) cudaEventDestroy(n->ready);
@@ -159,6 +184,7 @@ static const comm_backend backend = {.name = "nccl",
                                      .broadcast_start = broadcast_start,
                                      .broadcast_finish = broadcast_finish,
                                      .close = close_group,
+                                     .know = know,
                                      .unfinished = unfinished,
                                      .fault = fault,
                                      .bf16_sums = true};
@@ -196,7 +222,7 @@ static status open_alone(comm_group *g, const cuda_context *context, ncclUniqueI
     return g->first_error;
 }
 
-status comm_over_nccl(comm_group *out, MPI_Comm c, const ops *o) {
+status comm_over_nccl(comm_group *out, MPI_Comm c, ops *o) {
     comm_self(out);
     MPI_Comm_size(c, &out->size);
     MPI_Comm_rank(c, &out->rank);
@@ -208,8 +234,11 @@ status comm_over_nccl(comm_group *out, MPI_Comm c, const ops *o) {
     TRY(comm_check(MPI_Bcast(&id, sizeof id, MPI_BYTE, 0, c), making));
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
-    if (nccl_ok(out, making, ncclCommInitRankConfig(&out->nccl->comm, out->size, id, out->rank, &config)))
+    if (nccl_ok(out, making, ncclCommInitRankConfig(&out->nccl->comm, out->size, id, out->rank, &config))) {
+        o->alloc_shared = alloc_shared;
+        o->release_shared = release_shared;
         return STATUS_OK;
+    }
     /* A peer that did not come will not agree on this either. */
     log_error("%s", status_message());
     comm_abort(STATUS_INTERNAL);

@@ -152,7 +152,7 @@ status comm_roles_split(comm_roles *out, int tp, int dp, int diagnostics_ranks) 
     return result;
 }
 
-status comm_roles_groups(const comm_roles *r, const ops *device, comm_group *tp, comm_group *dp) {
+status comm_roles_groups(const comm_roles *r, ops *device, comm_group *tp, comm_group *dp) {
     comm_self(tp);
     comm_self(dp);
     MPI_Comm along_tp = MPI_COMM_NULL, along_dp = MPI_COMM_NULL;

@@ -35,7 +35,7 @@ status comm_roles_split(comm_roles *out, int tp, int dp, int diagnostics_ranks);
 
 /* The tensor-parallel and data-parallel group of this compute rank for buffers of its device, each closed by the
  * caller. Collective over r->compute; on a diagnostics rank there is none to make: do not call it. */
-status comm_roles_groups(const comm_roles *r, const ops *device, comm_group *tp, comm_group *dp);
+status comm_roles_groups(const comm_roles *r, ops *device, comm_group *tp, comm_group *dp);
 
 void comm_roles_free(comm_roles *r);
 

@@ -169,7 +169,7 @@ status model_create(model *m, const config *c, ops *o, const attn_core *core, co
     model_free(m);
     if (s != STATUS_OK) return s;
     TRY(describe(m, c, o, core, tp, batch));
-    m->memory = (arena){.base = o->alloc(o, needs.bytes), .size_bytes = needs.bytes};
+    m->memory = (arena){.base = o->alloc_shared(o, needs.bytes), .size_bytes = needs.bytes};
     if (!m->memory.base)
         return status_fail(
             STATUS_CONFIG,
@@ -188,7 +188,7 @@ status model_create(model *m, const config *c, ops *o, const attn_core *core, co
 }
 
 void model_free(model *m) {
-    if (m->memory.base) m->ops->release(m->ops, m->memory.base);
+    if (m->memory.base) m->ops->release_shared(m->ops, m->memory.base);
     free(m->layer);
     params_free(&m->params);
     *m = (model){0};

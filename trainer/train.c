@@ -131,6 +131,10 @@ static status prepare_compute(trainer *t) {
 static status build_compute(trainer *t) {
     TRY(comm_roles_groups(&t->roles, &t->ops, &t->tp, &t->dp));
     TRY(model_create(&t->model, &t->c, &t->ops, t->core, &t->tp, t->micro_batch));
+    comm_register(&t->tp, t->model.memory.base, t->model.memory.size_bytes);
+    comm_register(&t->dp, t->model.memory.base, t->model.memory.size_bytes);
+    TRY(comm_status(&t->tp));
+    TRY(comm_status(&t->dp));
     t->watches = t->c.diagnostics.ranks > 0;
     return t->watches ? snapshots_plan(&t->snapshots, &t->model, &t->c, &t->roles) : STATUS_OK;
 }
@@ -359,13 +363,13 @@ static void abandon_channel(trainer *t) {
 
 static void close_compute(trainer *t) {
     snapshots_free(&t->snapshots);
+    comm_close(&t->tp); /* before the memory that they know goes */
+    comm_close(&t->dp);
     model_free(&t->model);
     dataset_close(&t->train);
     dataset_close(&t->validation);
     free(t->input);
     free(t->target);
-    comm_close(&t->tp);
-    comm_close(&t->dp);
     device_close(&t->ops);
 }
 

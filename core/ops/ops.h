@@ -58,6 +58,9 @@ struct ops {
     /* memory */
     void *(*alloc)(ops *o, size_t bytes); /* zeroed; NULL when there is none */
     void (*release)(ops *o, void *data);
+    /* The same for what groups of ranks reduce: their library may put an allocator of its own here (comm/nccl.c). */
+    void *(*alloc_shared)(ops *o, size_t bytes);
+    void (*release_shared)(ops *o, void *data);
     void (*zero)(ops *o, void *data, size_t bytes);
     void (*upload)(ops *o, void *device, const void *host, size_t bytes);
     void (*download)(ops *o, void *host, const void *device, size_t bytes); /* complete on return */

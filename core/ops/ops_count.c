@@ -46,6 +46,8 @@ void ops_count(ops *out, dtype activation, int64_t logit_elements) {
         .logit_elements = logit_elements,
         .alloc = no_alloc,
         .release = no_release,
+        .alloc_shared = no_alloc,
+        .release_shared = no_release,
         .zero = no_zero,
         .upload = no_upload,
         .download = no_download,

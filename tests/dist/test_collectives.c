@@ -219,7 +219,7 @@ static void two_groups_never_wait_for_each_other(void **state) {
     comm_roles r;
     check_status(comm_roles_split(&r, world_size() > 1 ? 2 : 1, 0, 0), STATUS_OK);
     comm_group tp, dp;
-    static const ops cpu = {.name = "cpu"};
+    static ops cpu = {.name = "cpu"};
     check_status(comm_roles_groups(&r, &cpu, &tp, &dp), STATUS_OK);
     float key[COUNT], data[COUNT];
     for (int step = 0; step < STEPS; step++) {

@@ -39,7 +39,7 @@ static void groups_are_contiguous_and_strided(void **state) {
     assert_int_equal(r.tp_rank, r.compute_rank % tp_size);
     assert_int_equal(r.dp_rank, r.compute_rank / tp_size);
     comm_group tp, dp;
-    static const ops cpu = {.name = "cpu"};
+    static ops cpu = {.name = "cpu"};
     check_status(comm_roles_groups(&r, &cpu, &tp, &dp), STATUS_OK);
     assert_int_equal(tp.rank, r.tp_rank);
     assert_int_equal(tp.size, r.tp);

@@ -49,25 +49,45 @@ static void check_same_everywhere(const void *mine, size_t bytes) {
     free(first);
 }
 
-static void sums_agree_with_double(void **state) {
-    gpu g;
-    open_gpu(&g);
+/* Sums of g->data, filled anew each time, are those of double and every time the same bits. */
+static void check_sums(gpu *g) {
     static float mine[COUNT], other[COUNT], got[COUNT], again[COUNT];
     static double want[COUNT];
-    numbers_of(mine, g.rank);
+    numbers_of(mine, g->rank);
     memset(want, 0, sizeof want);
-    for (int r = 0; r < g.size; r++) {
+    for (int r = 0; r < g->size; r++) {
         numbers_of(other, r);
         for (int i = 0; i < COUNT; i++) want[i] += other[i];
     }
     for (int repeat = 0; repeat < REPEATS; repeat++) {
-        g.ops.upload(&g.ops, g.data, mine, sizeof mine);
-        comm_all_reduce(&g.group, g.data, COUNT, DTYPE_F32, COMM_SUM, "sum", 3);
-        g.ops.download(&g.ops, repeat ? again : got, g.data, sizeof got);
+        g->ops.upload(&g->ops, g->data, mine, sizeof mine);
+        comm_all_reduce(&g->group, g->data, COUNT, DTYPE_F32, COMM_SUM, "sum", 3);
+        g->ops.download(&g->ops, repeat ? again : got, g->data, sizeof got);
         if (repeat) assert_memory_equal(again, got, sizeof got);
     }
-    for (int i = 0; i < COUNT; i++) check_near(got[i], want[i], 1e-6 * (g.size + fabs(want[i])));
+    for (int i = 0; i < COUNT; i++) check_near(got[i], want[i], 1e-6 * (g->size + fabs(want[i])));
     check_same_everywhere(got, sizeof got);
+}
+
+static void sums_agree_with_double(void **state) {
+    gpu g;
+    open_gpu(&g);
+    check_sums(&g);
+    close_gpu(&g);
+}
+
+static void sums_in_registered_memory(void **state) {
+    gpu g;
+    open_gpu(&g);
+    void *own = g.data;
+    g.data = g.ops.alloc_shared(&g.ops, COUNT * sizeof(double));
+    assert_non_null(g.data);
+    comm_register(&g.group, g.data, COUNT * sizeof(double));
+    check_sums(&g);
+    check_status(comm_status(&g.group), STATUS_OK);
+    comm_close(&g.group);
+    g.ops.release_shared(&g.ops, g.data);
+    g.data = own;
     close_gpu(&g);
 }
 
@@ -149,11 +169,9 @@ static void two_ranks_on_one_gpu_are_refused(void **state) {
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(sums_agree_with_double),
-    cmocka_unit_test(bf16_and_doubles_are_summed),
-    cmocka_unit_test(maxima_are_exact),
-    cmocka_unit_test(a_broadcast_overlaps_other_work),
-    cmocka_unit_test(two_ranks_on_one_gpu_are_refused),
+    cmocka_unit_test(sums_agree_with_double),          cmocka_unit_test(sums_in_registered_memory),
+    cmocka_unit_test(bf16_and_doubles_are_summed),     cmocka_unit_test(maxima_are_exact),
+    cmocka_unit_test(a_broadcast_overlaps_other_work), cmocka_unit_test(two_ranks_on_one_gpu_are_refused),
 };
 
 DIST_MAIN(tests)

@@ -310,6 +310,8 @@ status ops_cpu(ops *out, int threads) {
         .logit_elements = OPS_CPU_LOGITS,
         .alloc = cpu_alloc,
         .release = cpu_release,
+        .alloc_shared = cpu_alloc,
+        .release_shared = cpu_release,
         .zero = cpu_zero,
         .upload = cpu_upload,
         .download = cpu_download,
