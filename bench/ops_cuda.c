@@ -34,6 +34,9 @@ static void run_copy(bench *b) {
 static void run_rmsnorm_forward(bench *b) {
     b->o.rmsnorm_forward(&b->o, b->y, b->rstd, b->x, b->gain, 1e-5f);
 }
+static void run_add_rmsnorm_forward(bench *b) {
+    b->o.add_rmsnorm_forward(&b->o, b->x, b->y, b->rstd, b->x, b->y, b->gain, 1e-5f);
+}
 static void run_rmsnorm_backward(bench *b) {
     b->o.rmsnorm_backward(&b->o, b->dx, false, b->dgain, b->y, b->x, b->gain, b->rstd);
 }
@@ -193,6 +196,7 @@ static status run(bench *b) {
     const operation list[] = {
         {"copy", run_copy, 8 * n * f, 0},
         {"rmsnorm_forward", run_rmsnorm_forward, 4 * n * d, 0},
+        {"add_rmsnorm_forward", run_add_rmsnorm_forward, 8 * n * d, 0},
         {"rmsnorm_backward", run_rmsnorm_backward, 6 * n * d, 0},
         {"rmsnorm_backward_adds", run_rmsnorm_backward_adds, 8 * n * d, 0},
         {"rope", run_rope, 4 * n * d, 0},

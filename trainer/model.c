@@ -210,20 +210,38 @@ static void sum_over_tp(model *m, tensor t, const char *place, int layer) {
     comm_all_reduce(m->tp, t.data, t.rows * t.cols, t.type, COMM_SUM, place, layer);
 }
 
-static void forward_layer(model *m, int index, tensor next) {
+/* A point of the residual stream and the norm that reads it. */
+typedef struct stream_point {
+    tensor x, normed;
+    float *rstd;
+    int norm; /* parameter */
+} stream_point;
+
+/* Where the stream enters layer `index`, or the final norm. */
+static stream_point entry(const model *m, int index) {
+    if (index == m->layers) return (stream_point){m->output, m->final_in, m->rstd, m->final_norm};
+    const model_layer *l = &m->layer[index];
+    return (stream_point){l->input, l->attention_in, l->rstd1, l->attention_norm};
+}
+
+/* The branch joins the stream, which is then normed. */
+static void join(model *m, stream_point to, tensor from) {
+    m->ops->add_rmsnorm_forward(m->ops, to.x, to.normed, to.rstd, from, m->branch, gain(m, to.norm), m->norm_eps);
+}
+
+/* From attention_in of layer `index` to the normed entry of the next. */
+static void forward_layer(model *m, int index) {
     ops *o = m->ops;
     model_layer *l = &m->layer[index];
-    o->rmsnorm_forward(o, l->attention_in, l->rstd1, l->input, gain(m, l->attention_norm), m->norm_eps);
     m->variant->forward(&m->attention, index, &l->weights, &l->saved, l->attention_in, m->branch, &m->memory);
     sum_over_tp(m, m->branch, "attention output", index);
-    o->add(o, l->middle, l->input, m->branch);
+    join(m, (stream_point){l->middle, l->mlp_in, l->rstd2, l->mlp_norm}, l->input);
 
-    o->rmsnorm_forward(o, l->mlp_in, l->rstd2, l->middle, gain(m, l->mlp_norm), m->norm_eps);
     ops_linear(o, l->gate_up, l->mlp_in, gate_up(params_weight(&m->params, l->gate)), false);
     o->swiglu_forward(o, l->hidden, l->gate_up);
     ops_linear(o, m->branch, l->hidden, params_weight(&m->params, l->down), false);
     sum_over_tp(m, m->branch, "mlp output", index);
-    o->add(o, next, l->middle, m->branch);
+    join(m, entry(m, index + 1), l->middle);
 }
 
 /* From tokens to final_in, the normed output. */
@@ -232,11 +250,12 @@ static void forward(model *m, const int32_t *input, const int32_t *target) {
     size_t bytes = (size_t)m->tokens * sizeof *input;
     o->upload(o, m->input, input, bytes);
     o->upload(o, m->target, target, bytes);
-    tensor x = m->layers ? m->layer[0].input : m->output;
-    o->embedding_forward(o, x, params_weight(&m->params, m->embedding), m->input, m->params.list[m->embedding].row);
-    sum_over_tp(m, x, "embedding", -1);
-    for (int i = 0; i < m->layers; i++) forward_layer(m, i, i + 1 < m->layers ? m->layer[i + 1].input : m->output);
-    o->rmsnorm_forward(o, m->final_in, m->rstd, m->output, gain(m, m->final_norm), m->norm_eps);
+    stream_point first = entry(m, 0);
+    o->embedding_forward(o, first.x, params_weight(&m->params, m->embedding), m->input,
+                         m->params.list[m->embedding].row);
+    sum_over_tp(m, first.x, "embedding", -1);
+    o->rmsnorm_forward(o, first.normed, first.rstd, first.x, gain(m, first.norm), m->norm_eps);
+    for (int i = 0; i < m->layers; i++) forward_layer(m, i);
 }
 
 /* Logits of rows [first, first + n), and their loss added; the cross-entropy's row sums stay in m->ce. */

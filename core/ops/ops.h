@@ -84,6 +84,9 @@ struct ops {
 
     /* y = x * rstd * gain, rstd[N] = 1/sqrt(mean(x^2) + eps). */
     void (*rmsnorm_forward)(ops *o, tensor y, float *rstd, tensor x, const float *gain, float eps);
+    /* The residual connection before a norm, in one pass: sum = x + branch (sum may be x), the rest of its norm. */
+    void (*add_rmsnorm_forward)(ops *o, tensor sum, tensor y, float *rstd, tensor x, tensor branch, const float *gain,
+                                float eps);
     /* dx (adds when accumulate) and dgain[d] (adds, fp32) from dy, the input x and its rstd. */
     void (*rmsnorm_backward)(ops *o, tensor dx, bool accumulate, float *dgain, tensor dy, tensor x, const float *gain,
                              const float *rstd);

@@ -22,6 +22,8 @@ static void count_matmul(ops *o, tensor y, tensor a, bool transpose_a, tensor b,
 }
 
 static void no_norm(ops *o, tensor y, float *rstd, tensor x, const float *gain, float eps) {}
+static void no_add_norm(ops *o, tensor sum, tensor y, float *rstd, tensor x, tensor branch, const float *gain,
+                        float eps) {}
 static void no_norm_backward(ops *o, tensor dx, bool accumulate, float *dgain, tensor dy, tensor x, const float *gain,
                              const float *rstd) {}
 static void no_rope(ops *o, tensor x, rope_args args) {}
@@ -59,6 +61,7 @@ void ops_count(ops *out, dtype activation, int64_t logit_elements) {
         .offload_wait = no_offload_wait,
         .matmul = count_matmul,
         .rmsnorm_forward = no_norm,
+        .add_rmsnorm_forward = no_add_norm,
         .rmsnorm_backward = no_norm_backward,
         .rope = no_rope,
         .swiglu_forward = no_two,

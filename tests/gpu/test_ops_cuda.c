@@ -349,6 +349,35 @@ static void check_rmsnorm(tables *t, layout how, int64_t n, int64_t d) {
     for (int i = 0; i < 7; i++) matrix_free(all[i]);
 }
 
+/* The fused residual connection is the two operations, bit for bit. */
+static void check_add_rmsnorm(tables *t, layout how, int64_t n, int64_t d) {
+    dtype type = activation(t);
+    matrix x = matrix_new(t, type, how, n, d, 1), branch = matrix_new(t, type, how, n, d, 1);
+    matrix gain = matrix_at(t, DTYPE_F32, 1, d, d, how == UNALIGNED, 1);
+    matrix out[2][3]; /* sum, y, rstd: fused, then apart */
+    for (int i = 0; i < 2; i++) {
+        out[i][0] = matrix_new(t, type, how, n, d, 0);
+        out[i][1] = matrix_new(t, type, how, n, d, 0);
+        out[i][2] = matrix_at(t, DTYPE_F32, 1, n, n, 0, 0);
+    }
+    ops *o = &t->gpu;
+    o->add_rmsnorm_forward(o, out[0][0].gpu, out[0][1].gpu, out[0][2].gpu.data, x.gpu, branch.gpu, gain.gpu.data,
+                           1e-5f);
+    o->add(o, out[1][0].gpu, x.gpu, branch.gpu);
+    o->rmsnorm_forward(o, out[1][1].gpu, out[1][2].gpu.data, out[1][0].gpu, gain.gpu.data, 1e-5f);
+    for (int k = 0; k < 3; k++) {
+        float *fused = pull(&out[0][k], "add_rmsnorm"), *apart = pull(&out[1][k], "add, then rmsnorm");
+        assert_memory_equal(fused, apart, (size_t)out[0][k].count * sizeof *fused); /* and nothing around it */
+        free(fused);
+        free(apart);
+        matrix_free(&out[0][k]);
+        matrix_free(&out[1][k]);
+    }
+    matrix_free(&x);
+    matrix_free(&branch);
+    matrix_free(&gain);
+}
+
 static void test_rmsnorm(void **state) {
     static const int64_t rows[] = {1, 3, 1000}, widths[] = {9, 72, 768, 2048};
     for (int fp32 = 0; fp32 < 2; fp32++) {
@@ -356,7 +385,10 @@ static void test_rmsnorm(void **state) {
         open_tables(&t, fp32);
         for (int how = 0; how < LAYOUTS; how++)
             for (int r = 0; r < 3; r++)
-                for (int d = 0; d < 4; d++) check_rmsnorm(&t, (layout)how, rows[r], widths[d]);
+                for (int d = 0; d < 4; d++) {
+                    check_rmsnorm(&t, (layout)how, rows[r], widths[d]);
+                    check_add_rmsnorm(&t, (layout)how, rows[r], widths[d]);
+                }
         check_rmsnorm(&t, DENSE, 5000, 256); /* more rows than all blocks take at once */
         check_rmsnorm(&t, DENSE, 9, 20001);  /* fewer warps a block */
         close_tables(&t);

@@ -208,6 +208,34 @@ static void test_rmsnorm(void **state) {
     check_rmsnorm(5, 129);
 }
 
+/* The fused residual connection is the two operations, bit for bit. */
+static void test_add_rmsnorm(void **state) {
+    enum { N = 13, D = 37 };
+    guarded x = guarded_random(N, D, 1), branch = guarded_random(N, D, 1), gain = guarded_random(1, D, 1);
+    guarded sum = guarded_new(N, D), y = guarded_new(N, D), rstd = guarded_new(1, N);
+    guarded two_sum = guarded_new(N, D), two_y = guarded_new(N, D), two_rstd = guarded_new(1, N);
+    for (int threads = 1; threads <= MOST_THREADS; threads++) {
+        ops o = table(threads);
+        const float *g = gain.t.data;
+        o.add_rmsnorm_forward(&o, sum.t, y.t, rstd.t.data, x.t, branch.t, g, (float)NORM_EPS);
+        o.add(&o, two_sum.t, x.t, branch.t);
+        o.rmsnorm_forward(&o, two_y.t, two_rstd.t.data, two_sum.t, g, (float)NORM_EPS);
+        for (int64_t i = 0; i < N; i++) {
+            assert_memory_equal(tensor_f32(sum.t) + i * sum.t.ld, tensor_f32(two_sum.t) + i * two_sum.t.ld, D * 4);
+            assert_memory_equal(tensor_f32(y.t) + i * y.t.ld, tensor_f32(two_y.t) + i * two_y.t.ld, D * 4);
+        }
+        assert_memory_equal(rstd.t.data, two_rstd.t.data, N * sizeof(float));
+        guarded_check(&sum);
+        guarded_check(&y);
+        o.add_rmsnorm_forward(&o, two_sum.t, y.t, rstd.t.data, two_sum.t, branch.t, g, (float)NORM_EPS);
+        for (int64_t i = 0; i < N; i++)
+            for (int64_t j = 0; j < D; j++)
+                check_near(guarded_at(&two_sum, i, j), guarded_at(&sum, i, j) + guarded_at(&branch, i, j), 1e-6);
+    }
+    guarded *all[] = {&x, &branch, &gain, &sum, &y, &rstd, &two_sum, &two_y, &two_rstd};
+    for (int i = 0; i < 9; i++) guarded_free(all[i]);
+}
+
 static void test_rmsnorm_of_zero_and_in_place(void **state) {
     enum { D = 9 };
     ops o = table(1);
@@ -634,6 +662,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup(test_matmul, inputs_start),
     cmocka_unit_test_setup(test_linear_helpers_are_the_three_products_of_a_layer, inputs_start),
     cmocka_unit_test_setup(test_rmsnorm, inputs_start),
+    cmocka_unit_test_setup(test_add_rmsnorm, inputs_start),
     cmocka_unit_test_setup(test_rmsnorm_of_zero_and_in_place, inputs_start),
     cmocka_unit_test_setup(test_rope, inputs_start),
     cmocka_unit_test_setup(test_swiglu, inputs_start),

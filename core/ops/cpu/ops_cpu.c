@@ -70,17 +70,30 @@ static void cpu_matmul(ops *o, tensor y, tensor a, bool transpose_a, tensor b, b
 
 /* ---------------------------------------------------------------- RMSNorm */
 
+/* Returns the row's rstd. */
+static float norm_row(float *out, const float *in, const float *g, int64_t cols, float eps) {
+    float sum = 0;
+#pragma omp simd reduction(+ : sum)
+    for (int64_t j = 0; j < cols; j++) sum += in[j] * in[j];
+    float r = 1.0f / sqrtf(sum / (float)cols + eps);
+#pragma omp simd
+    for (int64_t j = 0; j < cols; j++) out[j] = in[j] * r * g[j];
+    return r;
+}
+
 static void cpu_rmsnorm_forward(ops *o, tensor y, float *rstd, tensor x, const float *g, float eps) {
 #pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < x.rows; i++) rstd[i] = norm_row(row(y, i), row(x, i), g, x.cols, eps);
+}
+
+static void cpu_add_rmsnorm_forward(ops *o, tensor sum, tensor y, float *rstd, tensor x, tensor branch, const float *g,
+                                    float eps) {
+#pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < x.rows; i++) {
-        const float *in = row(x, i);
-        float *out = row(y, i), sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t j = 0; j < x.cols; j++) sum += in[j] * in[j];
-        float r = 1.0f / sqrtf(sum / (float)x.cols + eps);
-        rstd[i] = r;
-#pragma omp simd
-        for (int64_t j = 0; j < x.cols; j++) out[j] = in[j] * r * g[j];
+        float *out = row(sum, i);
+        const float *p = row(x, i), *q = row(branch, i);
+        for (int64_t j = 0; j < x.cols; j++) out[j] = p[j] + q[j];
+        rstd[i] = norm_row(row(y, i), out, g, x.cols, eps);
     }
 }
 
@@ -323,6 +336,7 @@ status ops_cpu(ops *out, int threads) {
         .offload_wait = cpu_offload_wait,
         .matmul = cpu_matmul,
         .rmsnorm_forward = cpu_rmsnorm_forward,
+        .add_rmsnorm_forward = cpu_add_rmsnorm_forward,
         .rmsnorm_backward = cpu_rmsnorm_backward,
         .rope = cpu_rope,
         .swiglu_forward = cpu_swiglu_forward,

@@ -13,6 +13,8 @@ extern "C" {
 
 /* norm.cu; scratch of at least 4 * x.cols bytes, more is faster */
 cudaError_t launch_rmsnorm_forward(tensor y, float *rstd, tensor x, const float *gain, float eps, cudaStream_t stream);
+cudaError_t launch_add_rmsnorm_forward(tensor sum, tensor y, float *rstd, tensor x, tensor branch, const float *gain,
+                                       float eps, cudaStream_t stream);
 cudaError_t launch_rmsnorm_backward(tensor dx, bool accumulate, float *dgain, tensor dy, tensor x, const float *gain,
                                     const float *rstd, void *scratch, size_t scratch_bytes, cudaStream_t stream);
 

@@ -5,21 +5,30 @@
 
 enum { MOST_PARTIALS = 512, SHARED_BYTES = 64 << 10, FINISH_WARPS = 32 };
 
-template <typename T, int W>
+/* ADD: x + branch is the norm's input, written to `sum` first; else x is, and sum is x. Each lane reads back only what
+ * it wrote. */
+template <bool ADD, typename T, int W>
 static __global__ void __launch_bounds__(ROW_WARPS *WARP)
-    rmsnorm_forward(view<T> y, float *rstd, view<const T> x, const float *gain, float eps, int64_t rows, int cols) {
+    rmsnorm_forward(view<T> sum, view<T> y, float *rstd, view<const T> x, view<const T> branch, const float *gain,
+                    float eps, int64_t rows, int cols) {
     int64_t row = warp_row();
     if (row >= rows) return;
-    const T *in = x.row(row);
-    T *out = y.row(row);
+    T *in = sum.row(row), *out = y.row(row);
     float squares = 0;
     for (int j = threadIdx.x * W; j < cols; j += WARP * W) {
         float v[W];
-        load(v, in + j);
+        load(v, x.row(row) + j);
+        if (ADD) {
+            float b[W];
+            load(b, branch.row(row) + j);
+#pragma unroll
+            for (int i = 0; i < W; i++) v[i] = (float)(T)(v[i] + b[i]);
+            store(in + j, v);
+        }
 #pragma unroll
         for (int i = 0; i < W; i++) squares += v[i] * v[i];
     }
-    float r = 1.0f / sqrtf(warp_reduce<sum>(squares) / (float)cols + eps);
+    float r = 1.0f / sqrtf(warp_reduce<::sum>(squares) / (float)cols + eps);
     if (threadIdx.x == 0) rstd[row] = r;
     for (int j = threadIdx.x * W; j < cols; j += WARP * W) {
         float v[W], g[W];
@@ -100,8 +109,19 @@ extern "C" cudaError_t launch_rmsnorm_forward(tensor y, float *rstd, tensor x, c
     bool is_wide = wide(x) && wide(y) && wide_pointer(gain);
     return dispatch(x.type, x.rows, is_wide, [&](auto type, auto w) {
         using T = decltype(type);
-        rmsnorm_forward<T, w.value><<<row_grid(x.rows), row_block(), 0, stream>>>(
-            view_of<T>(y), rstd, view_of<const T>(x), gain, eps, x.rows, (int)x.cols);
+        rmsnorm_forward<false, T, w.value><<<row_grid(x.rows), row_block(), 0, stream>>>(
+            view_of<T>(x), view_of<T>(y), rstd, view_of<const T>(x), {}, gain, eps, x.rows, (int)x.cols);
+    });
+}
+
+extern "C" cudaError_t launch_add_rmsnorm_forward(tensor sum, tensor y, float *rstd, tensor x, tensor branch,
+                                                  const float *gain, float eps, cudaStream_t stream) {
+    bool is_wide = wide(sum) && wide(y) && wide(x) && wide(branch) && wide_pointer(gain);
+    return dispatch(x.type, x.rows, is_wide, [&](auto type, auto w) {
+        using T = decltype(type);
+        rmsnorm_forward<true, T, w.value>
+            <<<row_grid(x.rows), row_block(), 0, stream>>>(view_of<T>(sum), view_of<T>(y), rstd, view_of<const T>(x),
+                                                           view_of<const T>(branch), gain, eps, x.rows, (int)x.cols);
     });
 }
 

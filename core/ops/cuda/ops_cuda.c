@@ -74,6 +74,12 @@ static void table_rmsnorm_forward(ops *o, tensor y, float *rstd, tensor x, const
     cuda_check(o, launch_rmsnorm_forward(y, rstd, x, gain, eps, cuda_of(o)->stream), "rmsnorm_forward");
 }
 
+static void table_add_rmsnorm_forward(ops *o, tensor sum, tensor y, float *rstd, tensor x, tensor branch,
+                                      const float *gain, float eps) {
+    cuda_check(o, launch_add_rmsnorm_forward(sum, y, rstd, x, branch, gain, eps, cuda_of(o)->stream),
+               "add_rmsnorm_forward");
+}
+
 static void table_rmsnorm_backward(ops *o, tensor dx, bool accumulate, float *dgain, tensor dy, tensor x,
                                    const float *gain, const float *rstd) {
     cuda_context *c = cuda_of(o);
@@ -166,6 +172,7 @@ static const ops TABLE = {
     .offload_wait = cuda_offload_wait,
     .matmul = cuda_matmul,
     .rmsnorm_forward = table_rmsnorm_forward,
+    .add_rmsnorm_forward = table_add_rmsnorm_forward,
     .rmsnorm_backward = table_rmsnorm_backward,
     .rope = table_rope,
     .swiglu_forward = table_swiglu_forward,
