@@ -1,15 +1,14 @@
-/* Ready-made questions as SQL, the opening of databases for reading, and the table that a first run ends with. */
+/* Ready-made questions as SQL, and the table that a first run ends with. */
 #include "diag/query.h"
 
-#include <errno.h>
+#include "diag/reading.h"
+
 #include <math.h>
 #include <sqlite3.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/stat.h>
-#include <unistd.h>
 
-enum { WAIT_MS = 5000, SUMMARY_COLUMNS = 4 };
+enum { SUMMARY_COLUMNS = 4 };
 
 /* ---------------------------------------------------------------- the questions */
 
@@ -118,66 +117,6 @@ static const question *find_question(const char *name) {
     return NULL;
 }
 
-/* ---------------------------------------------------------------- opening to read */
-
-static bool exists(const char *path) {
-    return access(path, F_OK) == 0;
-}
-
-/* A finished database in a folder without write permission cannot have WAL's shared memory: it is read as it lies. */
-static int open_immutable(const char *path, sqlite3 **db) {
-    char *uri = sqlite3_mprintf("file:"), log[4104];
-    snprintf(log, sizeof(log), "%s-wal", path);
-    if (exists(log)) return SQLITE_CANTOPEN;
-    for (const char *c = path; uri && *c; c++) {
-        bool special = *c == '%' || *c == '?' || *c == '#';
-        uri = special ? sqlite3_mprintf("%z%%%02X", uri, (unsigned char)*c) : sqlite3_mprintf("%z%c", uri, *c);
-    }
-    uri = sqlite3_mprintf("%z?immutable=1", uri);
-    sqlite3_close(*db);
-    int rc = sqlite3_open_v2(uri, db, SQLITE_OPEN_READONLY | SQLITE_OPEN_URI, NULL);
-    sqlite3_free(uri);
-    return rc;
-}
-
-static int try_read(sqlite3 *db) {
-    return sqlite3_exec(db, "SELECT count(*) FROM sqlite_schema", NULL, NULL, NULL);
-}
-
-static status read_failure(const char *path, sqlite3 *db, int rc) {
-    int primary = rc & 0xff;
-    if (primary == SQLITE_NOTADB || primary == SQLITE_CORRUPT)
-        return status_fail(STATUS_DATA, "%s is not a usable SQLite database: %s", path, sqlite3_errmsg(db));
-    return status_fail(STATUS_IO, "cannot read %s: %s", path, sqlite3_errmsg(db));
-}
-
-static status open_database(const char *given, sqlite3 **db) {
-    char path[4096];
-    struct stat info;
-    *db = NULL;
-    bool folder = stat(given, &info) == 0 && S_ISDIR(info.st_mode);
-    snprintf(path, sizeof(path), "%s%s", given, folder ? "/run.db" : "");
-    if (!exists(path)) return status_fail(STATUS_NO_INPUT, "%s: %s", path, strerror(errno));
-    int rc = sqlite3_open_v2(path, db, SQLITE_OPEN_READONLY, NULL);
-    sqlite3_busy_timeout(*db, WAIT_MS);
-    if (rc == SQLITE_OK) rc = try_read(*db);
-    if ((rc & 0xff) == SQLITE_CANTOPEN) {
-        rc = open_immutable(path, db);
-        if (rc == SQLITE_OK) rc = try_read(*db);
-    }
-    if (rc == SQLITE_OK) return STATUS_OK;
-    status s = read_failure(path, *db, rc);
-    sqlite3_close(*db);
-    *db = NULL;
-    return s;
-}
-
-static bool is_ours(sqlite3 *db) {
-    return sqlite3_table_column_metadata(db, NULL, "meta", "key", NULL, NULL, NULL, NULL, NULL) == SQLITE_OK &&
-           sqlite3_table_column_metadata(db, NULL, "layer_spectra", "mp_gap", NULL, NULL, NULL, NULL, NULL) ==
-               SQLITE_OK;
-}
-
 /* ---------------------------------------------------------------- asking */
 
 static void bind_text(sqlite3_stmt *q, const char *name, const char *value) {
@@ -225,7 +164,7 @@ static status ask(sqlite3 *db, const char *path, const char *sql, const query_re
             s = table_add(t, q, source);
         else
             s = (rc & 0xff) == SQLITE_ERROR ? status_fail(STATUS_USAGE, "SQL: %s", sqlite3_errmsg(db))
-                                            : read_failure(path, db, rc);
+                                            : reading_failure(path, db, rc);
     }
     sqlite3_finalize(q);
     return s;
@@ -346,9 +285,8 @@ status query_run(const char *const *paths, int count, const query_request *reque
     bool layers = wanted && strcmp(wanted->name, "layers") == 0 && request->format == TABLE_ALIGNED;
     for (int i = 0; i < count && s == STATUS_OK; i++) {
         sqlite3 *db = NULL;
-        s = open_database(paths[i], &db);
-        if (s == STATUS_OK && wanted && !is_ours(db))
-            s = status_fail(STATUS_DATA, "%s is a SQLite database, but not of a run", paths[i]);
+        s = reading_open(paths[i], &db);
+        if (s == STATUS_OK && wanted) s = reading_check(paths[i], db);
         if (s == STATUS_OK)
             s = ask(db, paths[i], wanted ? wanted->sql : request->sql, request, count > 1 ? paths[i] : NULL, &t);
         sqlite3_close(db);

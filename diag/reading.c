@@ -1,0 +1,71 @@
+/* Opens databases that may be live, finished or in a folder without write permission; nothing is ever written. */
+#include "diag/reading.h"
+
+#include <errno.h>
+#include <sqlite3.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+enum { WAIT_MS = 5000 };
+
+static bool exists(const char *path) {
+    return access(path, F_OK) == 0;
+}
+
+/* A finished database in a folder without write permission cannot have WAL's shared memory: it is read as it lies. */
+static int open_immutable(const char *path, sqlite3 **db) {
+    char *uri = sqlite3_mprintf("file:"), log[4104];
+    snprintf(log, sizeof(log), "%s-wal", path);
+    if (exists(log)) return SQLITE_CANTOPEN;
+    for (const char *c = path; uri && *c; c++) {
+        bool special = *c == '%' || *c == '?' || *c == '#';
+        uri = special ? sqlite3_mprintf("%z%%%02X", uri, (unsigned char)*c) : sqlite3_mprintf("%z%c", uri, *c);
+    }
+    uri = sqlite3_mprintf("%z?immutable=1", uri);
+    sqlite3_close(*db);
+    int rc = sqlite3_open_v2(uri, db, SQLITE_OPEN_READONLY | SQLITE_OPEN_URI, NULL);
+    sqlite3_free(uri);
+    return rc;
+}
+
+static int try_read(sqlite3 *db) {
+    return sqlite3_exec(db, "SELECT count(*) FROM sqlite_schema", NULL, NULL, NULL);
+}
+
+status reading_failure(const char *path, sqlite3 *db, int rc) {
+    int primary = rc & 0xff;
+    if (primary == SQLITE_NOTADB || primary == SQLITE_CORRUPT)
+        return status_fail(STATUS_DATA, "%s is not a usable SQLite database: %s", path, sqlite3_errmsg(db));
+    return status_fail(STATUS_IO, "cannot read %s: %s", path, sqlite3_errmsg(db));
+}
+
+status reading_open(const char *given, sqlite3 **db) {
+    char path[4096];
+    struct stat info;
+    *db = NULL;
+    bool folder = stat(given, &info) == 0 && S_ISDIR(info.st_mode);
+    snprintf(path, sizeof(path), "%s%s", given, folder ? "/run.db" : "");
+    if (!exists(path)) return status_fail(STATUS_NO_INPUT, "%s: %s", path, strerror(errno));
+    int rc = sqlite3_open_v2(path, db, SQLITE_OPEN_READONLY, NULL);
+    sqlite3_busy_timeout(*db, WAIT_MS);
+    if (rc == SQLITE_OK) rc = try_read(*db);
+    if ((rc & 0xff) == SQLITE_CANTOPEN) {
+        rc = open_immutable(path, db);
+        if (rc == SQLITE_OK) rc = try_read(*db);
+    }
+    if (rc == SQLITE_OK) return STATUS_OK;
+    status s = reading_failure(path, *db, rc);
+    sqlite3_close(*db);
+    *db = NULL;
+    return s;
+}
+
+status reading_check(const char *path, sqlite3 *db) {
+    bool ours =
+        sqlite3_table_column_metadata(db, NULL, "meta", "key", NULL, NULL, NULL, NULL, NULL) == SQLITE_OK &&
+        sqlite3_table_column_metadata(db, NULL, "layer_spectra", "mp_gap", NULL, NULL, NULL, NULL, NULL) == SQLITE_OK;
+    return ours ? STATUS_OK : status_fail(STATUS_DATA, "%s is a SQLite database, but not of a run", path);
+}
