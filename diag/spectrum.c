@@ -35,6 +35,8 @@ const char *spectrum_status_name(spectrum_status s) {
 
 void spectrum_clear(spectrum *out, spectrum_status why) {
     out->status = why;
+    out->null_id = 0;
+    out->null_ratio = NAN;
     for (int i = 0; i < SPECTRUM_COLUMN_COUNT; i++) out->column[i] = NAN;
 }
 
@@ -176,8 +178,7 @@ static double sigma2_fit(const double *lambda, int r, double gamma, double mean)
 
 /* ---------------------------------------------------------------- ranks and tails */
 
-/* exp of the entropy of x / sum(x), natural logarithm. */
-static double exp_entropy(const double *x, int n) {
+double spectrum_exp_entropy(const double *x, int n) {
     double sum = 0, entropy = 0;
     for (int i = 0; i < n; i++) sum += x[i];
     for (int i = 0; i < n; i++) {
@@ -187,10 +188,7 @@ static double exp_entropy(const double *x, int n) {
     return exp(entropy);
 }
 
-/* Density ~ lambda^-alpha from xmin on (Clauset, Shalizi and Newman 2009): every distinct lambda above floor with at
- * least ALPHA_MIN_TAIL values from it on is a candidate for xmin; alpha = 1 + m / sum ln(lambda / xmin); the least D =
- * max_j |1 - (x_j/xmin)^(1-alpha) - j/m| wins, ties to the smaller xmin. scale: lambda_max. */
-static void power_law(spectrum_work *w, int r, double floor, double scale, spectrum *out) {
+void spectrum_power_law(spectrum_work *w, int r, double floor, double scale, spectrum *out) {
     const double *x = w->lambda;
     int first = 0;
     while (first < r && x[first] <= floor) first++;
@@ -278,8 +276,8 @@ void spectrum_measure(spectrum_work *w, const double *s, int r, int rows, int co
     out->numerical_rank = rank;
     out->stable_rank = sum;
     out->participation_ratio = sum * sum / squares;
-    out->effective_rank = exp_entropy(lambda, r);
-    out->effective_rank_rv = exp_entropy(s, r);
+    out->effective_rank = spectrum_exp_entropy(lambda, r);
+    out->effective_rank_rv = spectrum_exp_entropy(s, r);
     if (r < 2) {
         out->status = SPECTRUM_STATUS_too_small;
         drop_nonfinite(out);
@@ -287,7 +285,7 @@ void spectrum_measure(spectrum_work *w, const double *s, int r, int rows, int co
     }
     if (rank >= 2) {
         out->spectral_gap = 1 / lambda[r - 2];
-        out->effective_rank_rest = exp_entropy(lambda, r - 1);
+        out->effective_rank_rest = spectrum_exp_entropy(lambda, r - 1);
     }
     double mean = sum / r, middle = 0.5 * (lambda[(r - 1) / 2] + lambda[r / 2]);
     double sigma2[] = {
@@ -298,7 +296,7 @@ void spectrum_measure(spectrum_work *w, const double *s, int r, int rows, int co
     out->sigma2_median = scale * sigma2[SIGMA2_MEDIAN];
     out->sigma2_fit = scale * sigma2[SIGMA2_FIT];
     if (!isnan(sigma2[method])) mp_columns(lambda, r, p, n, sigma2[method], scale, out);
-    power_law(w, r, tolerance * tolerance, scale, out);
+    spectrum_power_law(w, r, tolerance * tolerance, scale, out);
     out->status = rank < r ? SPECTRUM_STATUS_rank_deficient : SPECTRUM_STATUS_ok;
     drop_nonfinite(out);
 }

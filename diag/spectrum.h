@@ -11,6 +11,7 @@
 #include "core/status.h"
 
 #include <stddef.h>
+#include <stdint.h>
 
 /* Every column, once: X(name, type). The struct, the tables' columns, the inserts and the queries come from this list.
  */
@@ -84,6 +85,8 @@ const char *spectrum_status_name(spectrum_status s);
 /* A value that does not exist is NaN here and NULL in SQL; no other NaN and no infinity is ever in it. */
 typedef struct spectrum {
     spectrum_status status;
+    int64_t null_id;   /* the row of `nulls` that the tw_ and z_ columns are against; 0: none */
+    double null_ratio; /* the variance ratio that it is for; NaN: it knows none */
     union {
         struct {
 #define X(name, type) double name;
@@ -121,3 +124,12 @@ double spectrum_mp_cdf(double x, double gamma);
 
 /* Median of MP with ratio gamma and mean 1: 0.652779 at gamma = 1. */
 double spectrum_mp_median(double gamma);
+
+/* exp of the entropy of x / sum(x) over n values, natural logarithm. */
+double spectrum_exp_entropy(const double *x, int n);
+
+/* The heavy tail of w->lambda [r], ascending: density ~ lambda^-alpha from xmin on (Clauset, Shalizi and Newman 2009).
+ * Every distinct lambda above floor with at least 10 values from it on is a candidate for xmin; alpha = 1 + m / sum
+ * ln(lambda / xmin); the least D = max_j |1 - (x_j/xmin)^(1-alpha) - j/m| wins, ties to the smaller xmin. Sets the
+ * alpha columns of out, alpha_xmin times scale; leaves them where there is no candidate. */
+void spectrum_power_law(spectrum_work *w, int r, double floor, double scale, spectrum *out);

@@ -32,13 +32,19 @@ static const size_t MOST_WAITING_BYTES = (size_t)256 << 20;
               "INSERT INTO snapshots(run_id, step, tokens, status, lag_ms, compute_ms) VALUES(?, ?, ?, ?, ?, ?)"       \
               " ON CONFLICT(run_id, step) DO UPDATE SET tokens = excluded.tokens, status = excluded.status,"           \
               " lag_ms = excluded.lag_ms, compute_ms = excluded.compute_ms RETURNING snapshot_id")                     \
-    STATEMENT(spectrum, "INSERT OR REPLACE INTO spectra(snapshot_id, matrix_id, " SPECTRUM_COLUMNS(                    \
-                            SCHEMA_NAME) "status) VALUES(?, ?, " SPECTRUM_COLUMNS(SCHEMA_MARK) "?)")                   \
+    STATEMENT(spectrum,                                                                                                \
+              "INSERT OR REPLACE INTO spectra(snapshot_id, matrix_id, " SPECTRUM_COLUMNS(                              \
+                  SCHEMA_NAME) "null_id, null_ratio, status) VALUES(?, ?, " SPECTRUM_COLUMNS(SCHEMA_MARK) "?, ?, ?)")  \
     STATEMENT(                                                                                                         \
         layer,                                                                                                         \
         "INSERT OR REPLACE INTO layer_spectra(" SPECTRUM_COLUMNS(                                                      \
             SCHEMA_NAME) "run_id, form, part, stat, step, layer) VALUES(" SPECTRUM_COLUMNS(SCHEMA_MARK) "?, ?, ?, ?, " \
                                                                                                         "?, ?)")       \
+    STATEMENT(null,                                                                                                    \
+              "INSERT OR REPLACE INTO nulls(null_id, key, draws, seed, m, s, lambda_max_mean, lambda_max_sd,"          \
+              " stable_rank_mean, stable_rank_sd, effective_rank_mean, effective_rank_sd, effective_rank_rest_mean,"   \
+              " effective_rank_rest_sd, participation_ratio_mean, participation_ratio_sd, alpha_mean, alpha_sd)"       \
+              " VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")                                         \
     STATEMENT(esd, "INSERT OR REPLACE INTO esd VALUES(?, ?, ?, ?)")                                                    \
     STATEMENT(steps_seen, "UPDATE sessions SET first_step = ?3, last_step = ?4 WHERE run_id = ?1 AND attempt = ?2")    \
     STATEMENT(exit_code, "UPDATE sessions SET exit_code = ?3 WHERE run_id = ?1 AND attempt = ?2")                      \
@@ -464,7 +470,25 @@ static int write_spectrum(store *s, int64_t snapshot_id, int index, const spectr
     sqlite3_bind_int64(q, 1, snapshot_id);
     sqlite3_bind_int64(q, 2, s->matrix_id[index]);
     bind_columns(q, 3, row->column, false);
-    bind_text(q, 3 + SPECTRUM_COLUMN_COUNT, spectrum_status_name(row->status));
+    if (row->null_id != 0)
+        sqlite3_bind_int64(q, 3 + SPECTRUM_COLUMN_COUNT, row->null_id);
+    else
+        sqlite3_bind_null(q, 3 + SPECTRUM_COLUMN_COUNT);
+    bind_real(q, 4 + SPECTRUM_COLUMN_COUNT, row->null_ratio);
+    bind_text(q, 5 + SPECTRUM_COLUMN_COUNT, spectrum_status_name(row->status));
+    return run_statement(q);
+}
+
+static int write_null(store *s, const store_null *r) {
+    sqlite3_stmt *q = s->sql[SQL_null];
+    sqlite3_bind_int64(q, 1, r->null_id);
+    bind_text(q, 2, r->key);
+    sqlite3_bind_int64(q, 3, r->draws);
+    sqlite3_bind_int64(q, 4, r->seed);
+    for (int i = 0; i < NULLS_STATISTIC_COUNT; i++) {
+        bind_real(q, 5 + 2 * i, r->moments.mean[i]);
+        bind_real(q, 6 + 2 * i, r->moments.sd[i]);
+    }
     return run_statement(q);
 }
 
@@ -559,6 +583,8 @@ static int write_record(store *s, const waiting *w) {
         return write_event(s, w);
     case STORE_SNAPSHOT:
         return write_snapshot(s, &w->record.snapshot);
+    case STORE_NULL:
+        return write_null(s, &w->record.null);
     case STORE_FINISH:
         return write_finish(s, &w->record.finish, w->time);
     }

@@ -9,6 +9,7 @@
 #include "core/config.h"
 #include "diag/diag.h"
 #include "diag/maps.h"
+#include "diag/nulls_draw.h"
 
 typedef struct store store;
 
@@ -24,7 +25,7 @@ typedef struct store_session {
  * process writes it, DATA when the file is no database of ours. */
 status store_open(store **out, const char *path, const store_session *session);
 
-typedef enum store_kind { STORE_STEP, STORE_EVAL, STORE_EVENT, STORE_SNAPSHOT, STORE_FINISH } store_kind;
+typedef enum store_kind { STORE_STEP, STORE_EVAL, STORE_EVENT, STORE_SNAPSHOT, STORE_NULL, STORE_FINISH } store_kind;
 
 typedef struct store_snapshot {
     int64_t step, tokens;
@@ -34,9 +35,17 @@ typedef struct store_snapshot {
     double *values; /* all singular values, likewise; NULL: not stored */
 } store_snapshot;
 
+typedef struct store_null { /* one row of nulls */
+    int64_t null_id;        /* a hash of the key */
+    char key[160];
+    int64_t draws, seed;
+    nulls_moments moments;
+} store_null;
+
 typedef struct store_record {
     store_kind kind;
     union {
+        store_null null;
         diag_step step;
         diag_eval eval;
         diag_event event;
