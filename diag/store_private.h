@@ -1,0 +1,58 @@
+/* Private to the store: its state, and what store.c (opening, closing), store_queue.c (records that wait) and
+ * store_write.c (a record's rows) ask of each other. rc and int results are SQLite codes. */
+#pragma once
+
+#include "diag/store.h"
+
+#include <sqlite3.h>
+
+typedef struct waiting {
+    store_record record;
+    size_t bytes;
+    int64_t number; /* an event's place in the session */
+    char time[32];
+    struct waiting *next;
+} waiting;
+
+struct store {
+    sqlite3 *db;
+    sqlite3_stmt **sql; /* store_write.c's statements, prepared once */
+    char *path;
+    bool wal;
+    int64_t run_id, attempt, events;
+    int64_t first_step, last_step; /* of this session; -1: none yet */
+    const maps_matrix *matrices;
+    int matrix_count;
+    int64_t *matrix_id;
+    double *column_of_heads; /* one column over a layer's heads */
+    waiting *first, **last;
+    int waiting_count, lost;
+    size_t waiting_bytes;
+    int64_t failures; /* of flushes, since the last that succeeded */
+    bool ended;
+};
+
+/* UTC, as SQLite's date functions read it. */
+void store_now(char *to, size_t size);
+
+/* NULL where x is not finite. */
+void store_bind_real(sqlite3_stmt *q, int index, double x);
+
+/* text stays the caller's until the statement ran. */
+void store_bind_text(sqlite3_stmt *q, int index, const char *text);
+
+/* Runs a bound statement that returns no rows. */
+int store_run(sqlite3_stmt *q);
+
+/* Prepares and forgets the statements of store_write_record. */
+int store_prepare(store *s);
+void store_unprepare(store *s);
+
+/* The rows of one record, inside the caller's transaction. */
+int store_write_record(store *s, const waiting *w);
+
+/* The steps of this session so far. */
+int store_write_steps_seen(store *s);
+
+/* Forgets all records that wait. */
+void store_forget(store *s);
