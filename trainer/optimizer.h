@@ -10,5 +10,5 @@ void optimizer_reduce(model *m, comm_group *dp);
 /* The norm of the whole model's gradient, each parameter counted once (waits for the device). */
 double optimizer_norm(model *m);
 
-/* One AdamW update with that gradient, step counted from 1. Does nothing where the norm is not finite. */
+/* One AdamW update with that gradient, step: updates made, this one included. Does nothing where the norm is not finite. */
 void optimizer_update(model *m, const config *c, int64_t step, double lr);

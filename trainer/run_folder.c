@@ -36,10 +36,11 @@ status run_folder_create(const config *c) {
         return status_fail(STATUS_IO, "cannot create the run folder %s: %s", c->run.dir, strerror(errno));
     }
     char *yaml = config_to_yaml(c);
-    if (!yaml) return status_fail(STATUS_INTERNAL, "out of memory for the resolved configuration");
     run_folder_path(path, sizeof path, c, "config.yaml");
-    status s = file_write_atomic(path, yaml, strlen(yaml));
+    status s = yaml ? file_write_atomic(path, yaml, strlen(yaml))
+                    : status_fail(STATUS_INTERNAL, "out of memory for the resolved configuration");
     free(yaml);
+    if (s != STATUS_OK) run_folder_discard(c);
     return s;
 }
 

@@ -46,6 +46,7 @@ typedef struct trainer {
     sampler sampler;
     derived derived;
     int64_t micro_batch, accumulation, last_step;
+    int64_t updates;         /* made so far: the steps but those that were left out */
     int32_t *input, *target; /* one micro-batch */
     channel_sender *sender;
     snapshots snapshots;
@@ -281,7 +282,8 @@ static status step(trainer *t, int64_t number) {
                         .grad_norm = optimizer_norm(&t->model),
                         .lr = schedule_lr(&t->c, number),
                         .mfu = NAN};
-    optimizer_update(&t->model, &t->c, number, record.lr);
+    bool finite = isfinite(record.loss) && isfinite(record.grad_norm);
+    if (finite) optimizer_update(&t->model, &t->c, ++t->updates, record.lr);
     status s = model_status(&t->model);
     if (s == STATUS_OK) s = comm_status(&t->dp);
     if (s != STATUS_OK) {
@@ -293,7 +295,7 @@ static status step(trainer *t, int64_t number) {
     t->loss = record.loss;
     post(t, DIAG_STEP, number, &record, sizeof record);
     progress(t, &record);
-    if (!isfinite(record.loss) || !isfinite(record.grad_norm)) TRY(not_finite(t, &record));
+    if (!finite) TRY(not_finite(t, &record));
     snapshot_if_due(t, number);
     int64_t every = t->c.train.eval_every;
     if (t->validates && (number == t->last_step || (every && number % every == 0))) validate(t, number);
