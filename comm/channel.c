@@ -10,9 +10,9 @@
 #include <string.h>
 
 struct channel_sender {
-    ops *ops; /* NULL in one process */
+    ops *ops; /* NULL: records only, in one process or from a diagnostics rank */
     queue *out;
-    queue *buffers;       /* free snapshot buffers; NULL in one process */
+    queue *buffers;       /* free snapshot buffers; likewise */
     channel_message held; /* the buffer got last; data NULL: none */
     size_t snapshot_bytes;
     int rank;
@@ -105,6 +105,27 @@ status channel_sender_open(channel_sender **out, const comm_roles *roles, size_t
     return STATUS_OK;
 }
 
+void channel_snapshot_split(channel_sender *s, const channel_share *shares) {
+    wire_out_split(s->wire, shares);
+}
+
+status channel_relay_open(channel_sender **out, const comm_roles *roles) {
+    *out = NULL;
+    if (roles->diagnostics_rank < 1)
+        return status_fail(STATUS_INTERNAL, "only a further diagnostics rank sends to the first one");
+    channel_sender *s = calloc(1, sizeof *s);
+    if (!s) return no_memory();
+    s->rank = roles->tp * roles->dp - 1 + roles->diagnostics_rank;
+    s->out = queue_open(1);
+    status result = s->out ? wire_out_open(&s->wire, roles, NULL, s->out, NULL) : no_memory();
+    if (result != STATUS_OK) {
+        free_sender(s);
+        return result;
+    }
+    *out = s;
+    return STATUS_OK;
+}
+
 status channel_receiver_open(channel_receiver **out, const comm_roles *roles) {
     *out = NULL;
     if (!roles->diagnostics) return status_fail(STATUS_INTERNAL, "only a diagnostics rank receives over MPI");
@@ -154,7 +175,7 @@ bool channel_take_credit(channel_sender *s) {
 
 void *channel_snapshot_buffer(channel_sender *s) {
     if (!s->buffers) {
-        status_fail(STATUS_INTERNAL, "snapshots travel over MPI only");
+        status_fail(STATUS_INTERNAL, "snapshots travel from compute ranks over MPI only");
         return NULL;
     }
     if (!s->held.data && queue_pop(s->buffers, &s->held) != STATUS_OK) s->held.data = NULL;

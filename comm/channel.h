@@ -1,5 +1,5 @@
-/* The channel from the compute ranks to a diagnostics rank: whole messages, in order for each sender, sent by a thread
- * of its own so that progress does not depend on the training loop. Also between threads of one process
+/* The channel from the compute ranks to the diagnostics ranks: whole messages, in order for each sender, sent by a
+ * thread of its own so that progress does not depend on the training loop. Also between threads of one process
  * (diagnostics.ranks: 0).
  *
  * Two ways to send. Records (losses, events) are copied, queued and never dropped. Snapshots are large: the sender owns
@@ -26,7 +26,7 @@ enum { CHANNEL_SNAPSHOT_BUFFERS = OFFLOAD_SLOTS };
 
 typedef struct channel_message {
     int kind;
-    int sender; /* compute rank */
+    int sender; /* compute rank; P Q - 1 + i from diagnostics rank i >= 1 */
     int64_t step;
     size_t bytes;
     void *data;
@@ -39,10 +39,23 @@ typedef struct channel_message {
 status channel_sender_open(channel_sender **out, const comm_roles *roles, size_t snapshot_bytes, ops *o);
 status channel_receiver_open(channel_receiver **out, const comm_roles *roles);
 
+/* What one diagnostics rank gets of a snapshot. */
+typedef struct channel_share {
+    size_t written_bytes, part_bytes;
+} channel_share;
+
+/* From now on every diagnostics rank gets a message of its own of each snapshot: what the caller writes holds their
+ * beginnings one after the other, the parts their ends in the same order. shares [roles->diagnostics_ranks] stays the
+ * caller's, as long as the sender is open. Without this a snapshot goes to the first diagnostics rank as a whole. */
+void channel_snapshot_split(channel_sender *s, const channel_share *shares);
+
+/* From a further diagnostics rank to the first one, for records. */
+status channel_relay_open(channel_sender **out, const comm_roles *roles);
+
 /* Both ends in one process, for one sender; snapshots are not sent this way. */
 status channel_local_open(channel_sender **sender, channel_receiver **receiver);
 
-/* Queues a copy of a record for the first diagnostics rank. Snapshots go to the first one too; all get CHANNEL_END. */
+/* Queues a copy of a record for the first diagnostics rank. */
 status channel_post(channel_sender *s, int kind, int64_t step, const void *data, size_t bytes);
 
 /* Compute rank 0: true when the receiver has granted a credit for one more snapshot; takes it. */
@@ -67,7 +80,8 @@ status channel_sender_close(channel_sender *s);
  */
 void channel_sender_abandon(channel_sender *s);
 
-/* The next whole message; waits. CHANNEL_END comes once, when every sender has said it. message->data belongs to the
+/* The next whole message; waits. CHANNEL_END comes once, when every sender (at the first diagnostics rank also the
+ * further ones) has said it. message->data belongs to the
  * caller until channel_release(). Received by a thread of the receiver's own, so that senders are served while the
  * caller computes. */
 status channel_receive(channel_receiver *r, channel_message *message);

@@ -14,6 +14,7 @@ typedef struct comm_roles {
     int world_rank, world_size;
     bool diagnostics; /* this rank's role */
     int diagnostics_ranks;
+    int diagnostics_rank;    /* 0 (writes the database) .. diagnostics_ranks - 1, or -1 on a compute rank */
     int tp, dp;              /* P and Q */
     int compute_rank;        /* 0 .. P Q - 1, or -1 on a diagnostics rank */
     int tp_rank, dp_rank;    /* likewise */

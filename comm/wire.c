@@ -39,7 +39,8 @@ struct wire_out {
     MPI_Comm comm;
     limits limits;
     int destinations;
-    int *destination; /* [destinations]: all get the end; the first gets the messages, and grants the credits */
+    int *destination; /* [destinations]: all get the end; the first gets the records, and grants the credits */
+    const channel_share *shares; /* [destinations] of a snapshot; NULL: it is the first one's */
     bool takes_credits, low_priority;
     int credits; /* these two belong to the caller's thread */
     bool last_credit;
@@ -59,7 +60,7 @@ struct wire_in {
     MPI_Comm comm;
     limits limits;
     int senders, ended;
-    int *rank_of; /* [world]: the compute rank of each sender's world rank */
+    int *rank_of; /* [world]: each sender's number (channel_message.sender) */
     int creditor; /* world rank of compute rank 0, -1: somebody else grants */
     bool low_priority;
     stream *streams; /* [senders] */
@@ -123,14 +124,35 @@ static status send_bytes(const wire_out *w, const void *data, size_t bytes, int 
     return wait_for(&request, &w->limits);
 }
 
+static status send_header(const wire_out *w, const channel_message *m, size_t bytes, int to) {
+    wire_header header = {.kind = m->kind, .step = m->step, .bytes = bytes};
+    return send_bytes(w, &header, sizeof header, to, TAG_HEADER);
+}
+
+/* Bytes [from, from + bytes) of a message. */
+static status send_chunks(const wire_out *w, const channel_message *m, size_t from, size_t bytes, int to) {
+    for (size_t at = 0; at < bytes; at += CHUNK_BYTES) {
+        size_t left = bytes - at;
+        TRY(send_bytes(w, (const char *)m->data + from + at, left < CHUNK_BYTES ? left : CHUNK_BYTES, to, TAG_CHUNK));
+    }
+    return STATUS_OK;
+}
+
 static status send_message(const wire_out *w, const channel_message *m) {
-    wire_header header = {.kind = m->kind, .step = m->step, .bytes = m->bytes};
     if (m->kind == CHANNEL_SNAPSHOT) TRY(w->ops->offload_wait(w->ops, m->slot));
-    TRY(send_bytes(w, &header, sizeof header, w->destination[0], TAG_HEADER));
-    for (size_t at = 0; at < m->bytes; at += CHUNK_BYTES) {
-        size_t left = m->bytes - at;
-        TRY(send_bytes(w, (const char *)m->data + at, left < CHUNK_BYTES ? left : CHUNK_BYTES, w->destination[0],
-                       TAG_CHUNK));
+    if (m->kind != CHANNEL_SNAPSHOT || !w->shares) {
+        TRY(send_header(w, m, m->bytes, w->destination[0]));
+        return send_chunks(w, m, 0, m->bytes, w->destination[0]);
+    }
+    size_t written = 0, part = 0;
+    for (int i = 0; i < w->destinations; i++) part += w->shares[i].written_bytes;
+    for (int i = 0; i < w->destinations; i++) {
+        const channel_share *s = &w->shares[i];
+        TRY(send_header(w, m, s->written_bytes + s->part_bytes, w->destination[i]));
+        TRY(send_chunks(w, m, written, s->written_bytes, w->destination[i]));
+        TRY(send_chunks(w, m, part, s->part_bytes, w->destination[i]));
+        written += s->written_bytes;
+        part += s->part_bytes;
     }
     return STATUS_OK;
 }
@@ -171,14 +193,14 @@ static void *run_out(void *user) {
     if (result == STATUS_OK) result = send_end(w);
     if (result != STATUS_OK) {
         queue_fail(w->from, result, status_message());
-        queue_fail(w->buffers, result, status_message());
+        if (w->buffers) queue_fail(w->buffers, result, status_message());
     }
     return NULL;
 }
 
 status wire_out_open(wire_out **out, const comm_roles *roles, ops *o, queue *from, queue *buffers) {
     *out = NULL;
-    size_t destinations = (size_t)roles->diagnostics_ranks;
+    size_t destinations = roles->diagnostics ? 1 : (size_t)roles->diagnostics_ranks;
     wire_out *w = calloc(1, sizeof *w);
     int *destination = calloc(destinations, sizeof *destination);
     status result = STATUS_OK;
@@ -190,7 +212,7 @@ status wire_out_open(wire_out **out, const comm_roles *roles, ops *o, queue *fro
     *w = (wire_out){.ops = o,
                     .comm = roles->channel,
                     .limits = {.patience_s = roles->patience_s},
-                    .destinations = roles->diagnostics_ranks,
+                    .destinations = (int)destinations,
                     .destination = destination,
                     .takes_credits = roles->compute_rank == 0,
                     .low_priority = roles->oversubscribed,
@@ -205,6 +227,10 @@ fail:
     free(destination);
     free(w);
     return result;
+}
+
+void wire_out_split(wire_out *w, const channel_share *shares) {
+    w->shares = shares;
 }
 
 /* Takes in what the receiver has granted so far. */
@@ -271,7 +297,7 @@ static void fail_in(wire_in *w, status code) {
 }
 
 static void protocol_error(wire_in *w, int sender, const char *what) {
-    fail_in(w, status_fail(STATUS_INTERNAL, "the channel from compute rank %d is out of step: %s", sender, what));
+    fail_in(w, status_fail(STATUS_INTERNAL, "the channel from sender %d is out of step: %s", sender, what));
 }
 
 static status send_credit(wire_in *w, int credit) {
@@ -309,7 +335,7 @@ static status take_header(wire_in *w, int sender, const wire_header *header) {
     *s = (stream){.header = *header, .open = true};
     s->data = malloc(header->bytes > 0 ? header->bytes : 1);
     if (!s->data)
-        fail_in(w, status_fail(STATUS_INTERNAL, "out of memory for a message of %llu bytes from compute rank %d",
+        fail_in(w, status_fail(STATUS_INTERNAL, "out of memory for a message of %llu bytes from sender %d",
                                (unsigned long long)header->bytes, sender));
     if (header->bytes == 0) deliver(w, sender);
     return STATUS_OK;
@@ -388,8 +414,10 @@ status wire_in_open(wire_in **out, const comm_roles *roles, queue *to) {
     if (!w) return status_fail(STATUS_INTERNAL, "out of memory for the channel");
     w->comm = roles->channel;
     w->limits.patience_s = roles->patience_s;
-    w->senders = roles->tp * roles->dp;
-    w->creditor = roles->diagnostics_world_ranks[0] == roles->world_rank ? roles->compute_world_ranks[0] : -1;
+    bool first = roles->diagnostics_rank == 0;
+    int compute_ranks = roles->tp * roles->dp, relays = first ? roles->diagnostics_ranks - 1 : 0;
+    w->senders = compute_ranks + relays;
+    w->creditor = first ? roles->compute_world_ranks[0] : -1;
     w->low_priority = roles->oversubscribed;
     w->to = to;
     w->rank_of = calloc((size_t)roles->world_size, sizeof *w->rank_of);
@@ -399,7 +427,8 @@ status wire_in_open(wire_in **out, const comm_roles *roles, queue *to) {
     if (!w->rank_of || !w->streams || !w->scratch) {
         result = status_fail(STATUS_INTERNAL, "out of memory for the channel");
     } else {
-        for (int c = 0; c < w->senders; c++) w->rank_of[roles->compute_world_ranks[c]] = c;
+        for (int c = 0; c < compute_ranks; c++) w->rank_of[roles->compute_world_ranks[c]] = c;
+        for (int i = 1; i <= relays; i++) w->rank_of[roles->diagnostics_world_ranks[i]] = compute_ranks - 1 + i;
         result = comm_start_thread(&w->thread, run_in, w);
     }
     if (result != STATUS_OK) {

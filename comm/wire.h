@@ -8,8 +8,12 @@ typedef struct wire_out wire_out;
 typedef struct wire_in wire_in;
 
 /* Sends what comes out of `from` until it ends or fails, a snapshot when o's offload to its buffer has arrived. Then
- * the buffer goes back to `buffers`, a record's copy is freed. A failure here fails both queues. */
+ * the buffer goes back to `buffers`, a record's copy is freed. A failure here fails both queues. Where roles are a
+ * diagnostics rank's, it leads to the first one; o and buffers are NULL then. */
 status wire_out_open(wire_out **out, const comm_roles *roles, ops *o, queue *from, queue *buffers);
+
+/* As channel_snapshot_split. Call before the first snapshot is queued. */
+void wire_out_split(wire_out *w, const channel_share *shares);
 
 /* Compute rank 0's caller: as channel_take_credit. */
 bool wire_out_take_credit(wire_out *w);

@@ -240,26 +240,88 @@ static void a_receiver_that_gives_up_holds_nobody_back(void **state) {
     comm_roles_free(&r);
 }
 
-/* Messages go to the first of several diagnostics ranks, the end to all. */
-static void every_diagnostics_rank_sees_the_end(void **state) {
+/* ---- several diagnostics ranks ---- */
+
+enum { SPLIT_STEPS = 5, WRITTEN_BYTES = 100, SPLIT_BYTES = 6 << 20 };
+
+/* Of one diagnostics rank: what is written, and more than a chunk of what is copied; the second gets other amounts. */
+static channel_share share_of(int i) {
+    return (channel_share){.written_bytes = WRITTEN_BYTES + (size_t)i, .part_bytes = (5 << 20) - 77777 * (size_t)i};
+}
+
+/* The end of a message is known by where it lies among the parts of all. */
+static unsigned char split_pattern(int sender, int64_t step, int share, size_t i) {
+    return pattern(sender, step, i + 1000003 * (size_t)share);
+}
+
+static void send_split(channel_sender *s, const comm_roles *r, char *device, int64_t step) {
+    unsigned char *written = channel_snapshot_buffer(s), *first = written, *part = (unsigned char *)device;
+    assert_non_null(written);
+    for (int share = 0; share < r->diagnostics_ranks; share++) {
+        channel_share size = share_of(share);
+        for (size_t i = 0; i < size.written_bytes; i++) *written++ = split_pattern(r->compute_rank, step, share, i);
+        for (size_t i = 0; i < size.part_bytes; i++)
+            *part++ = split_pattern(r->compute_rank, step, share, size.written_bytes + i);
+    }
+    const offload_part parts = {device, (size_t)((char *)part - device)};
+    check_status(channel_snapshot_send(s, step, (size_t)(written - first), &parts, 1), STATUS_OK);
+}
+
+static void check_split(const channel_message *m, int share) {
+    channel_share size = share_of(share);
+    const unsigned char *data = m->data;
+    assert_int_equal(m->bytes, size.written_bytes + size.part_bytes);
+    for (size_t i = 0; i < m->bytes; i++)
+        if (data[i] != split_pattern(m->sender, m->step, share, i))
+            fail_msg("byte %zu of step %lld", i, (long long)m->step);
+}
+
+/* Takes all until the end. A further rank answers each snapshot with a record to the first one, which sees its end. */
+static void serve_split(const comm_roles *r) {
+    int computes = r->tp * r->dp, records = 0, relayed = 0, snapshots = 0;
+    channel_receiver *channel = NULL;
+    channel_sender *relay = NULL;
+    check_status(channel_receiver_open(&channel, r), STATUS_OK);
+    if (r->diagnostics_rank > 0) check_status(channel_relay_open(&relay, r), STATUS_OK);
+    channel_message m;
+    do {
+        check_status(channel_receive(channel, &m), STATUS_OK);
+        if (m.kind == CHANNEL_SNAPSHOT) {
+            check_split(&m, r->diagnostics_rank);
+            snapshots++;
+            if (relay) check_status(channel_post(relay, 3, m.step, &m.sender, sizeof m.sender), STATUS_OK);
+        } else if (m.kind == 3) {
+            assert_int_equal(m.sender, computes); /* behind the compute ranks */
+            relayed++;
+        } else if (m.kind >= 0) {
+            records++;
+        }
+        channel_release(channel, &m);
+    } while (m.kind != CHANNEL_END);
+    assert_int_equal(snapshots, SPLIT_STEPS * computes);
+    assert_int_equal(records, relay ? 0 : 10 * computes);
+    assert_int_equal(relayed, relay ? 0 : (r->diagnostics_ranks - 1) * SPLIT_STEPS * computes);
+    if (relay) check_status(channel_sender_close(relay), STATUS_OK);
+    channel_receiver_close(channel);
+}
+
+/* Each gets its share of a snapshot; records go to the first, from compute ranks and from the others; the end to all.
+ */
+static void diagnostics_ranks_share_snapshots(void **state) {
     comm_roles r = split(world_size() > 2 ? 2 : 1);
     if (r.diagnostics) {
-        channel_receiver *channel = NULL;
-        check_status(channel_receiver_open(&channel, &r), STATUS_OK);
-        int records = 0, want = r.world_rank == r.diagnostics_world_ranks[0] ? 10 * r.tp * r.dp : 0;
-        channel_message m;
-        do {
-            check_status(channel_receive(channel, &m), STATUS_OK);
-            records += m.kind >= 0;
-            channel_release(channel, &m);
-        } while (m.kind != CHANNEL_END);
-        assert_int_equal(records, want);
-        channel_receiver_close(channel);
+        serve_split(&r);
     } else {
+        const channel_share shares[] = {share_of(0), share_of(1)};
+        char *device = malloc(2 * SPLIT_BYTES);
+        assert_non_null(device);
         channel_sender *s = NULL;
-        check_status(channel_sender_open(&s, &r, 0, cpu()), STATUS_OK);
+        check_status(channel_sender_open(&s, &r, 2 * SPLIT_BYTES, cpu()), STATUS_OK);
+        channel_snapshot_split(s, shares);
         for (int i = 0; i < 10; i++) check_status(channel_post(s, 0, i, &i, sizeof i), STATUS_OK);
+        for (int64_t step = 1; step <= SPLIT_STEPS; step++) send_split(s, &r, device, step);
         check_status(channel_sender_close(s), STATUS_OK);
+        free(device);
     }
     comm_roles_free(&r);
 }
@@ -497,7 +559,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_snapshot_is_sent_when_its_copy_has_arrived),
     cmocka_unit_test(a_device_that_fails_ends_the_snapshots),
     cmocka_unit_test(a_receiver_that_gives_up_holds_nobody_back),
-    cmocka_unit_test(every_diagnostics_rank_sees_the_end),
+    cmocka_unit_test(diagnostics_ranks_share_snapshots),
     cmocka_unit_test(abandoned_ends_wait_for_nobody),
     cmocka_unit_test(a_stopped_receiver_is_given_up),
     cmocka_unit_test(an_idle_channel_sleeps),
