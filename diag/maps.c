@@ -128,6 +128,7 @@ struct maps {
     config_sigma2 sigma2;
     bool latent_norm;
     int layers, width, heads, kv_heads, latent, q_latent;
+    int share, shares; /* this one computes layers share, share + shares, ... */
     int layer_content; /* content rows of a layer's factors */
     bool form[MAPS_FORM_COUNT], part[MAPS_PART_COUNT], scope[MAPS_SCOPE_COUNT];
     int count, capacity;
@@ -305,6 +306,7 @@ status maps_open(maps **out, const config *c, int threads) {
     m->sigma2 = c->diagnostics.sigma2;
     m->latent_norm = c->attention.latent_norm;
     m->layers = (int)c->model.layers;
+    m->shares = 1;
     m->width = (int)c->model.width;
     m->heads = (int)c->model.heads;
     m->kv_heads = m->variant == VARIANT_MHA ? (int)c->model.kv_heads : m->heads;
@@ -354,6 +356,11 @@ const maps_matrix *maps_matrices(const maps *m) {
 }
 int64_t maps_value_count(const maps *m) {
     return m->value_count;
+}
+
+void maps_share(maps *m, int share, int shares) {
+    m->share = share;
+    m->shares = shares;
 }
 
 /* ---------------------------------------------------------------- small linear algebra */
@@ -647,7 +654,7 @@ static void compute_weights(const job *j, worker *w, int layer) {
 }
 
 static status find_tensors(maps *m, const snapshot *s) {
-    for (int layer = 0; layer < m->layers; layer++)
+    for (int layer = m->share; layer < m->layers; layer += m->shares)
         for (int i = 0; i < SLOTS; i++) {
             const chain_tensor *want = &m->chain.slot[i];
             m->tensors[layer * SLOTS + i] = NULL;
@@ -722,7 +729,7 @@ status maps_compute(maps *m, const snapshot *s, spectrum *out, double *values) {
     openblas_set_num_threads(1); /* the workers are the parallelism */
     if (device) solver_start(m->solver);
 #pragma omp parallel for num_threads(m->workers) schedule(dynamic)
-    for (int layer = 0; layer < m->layers; layer++) {
+    for (int layer = m->share; layer < m->layers; layer += m->shares) {
         job j = {m, m->tensors + (size_t)layer * SLOTS, out, values};
         compute_layer(&j, &m->worker[omp_get_thread_num()], layer);
     }

@@ -55,6 +55,10 @@ int maps_count(const maps *m);
 const maps_matrix *maps_matrices(const maps *m);
 int64_t maps_value_count(const maps *m);
 
+/* From here on only layers share, share + shares, ... are computed, and needed in a snapshot; what belongs to the
+ * others is left as it is. */
+void maps_share(maps *m, int share, int shares);
+
 /* One spectrum a matrix, out [maps_count], and all singular values, values [maps_value_count]; those of a matrix
  * without spectrum are NaN. DATA when the snapshot lacks a tensor or one has another shape. */
 status maps_compute(maps *m, const snapshot *s, spectrum *out, double *values);
