@@ -3,7 +3,7 @@
  * A_h (queries) and B_h (keys) of head h act on the block norm's output without its gain. form: score is A_h^T B_h, by
  * QR factors and never d x d for a head; channel is A_h B_h^T; weight is one head's (or one shared) weight matrix as it
  * is. scope: one head, or the layer, sum_h A_h^T B_h. part: full, content (without rotary), rope; mha and mla-prerope
- * have only full. */
+ * have only full. ov, in all variants: outputs and values, A_h^T = W_O^h and B_h what makes the head's values. */
 #pragma once
 
 #include "comm/snapshot.h"
@@ -12,7 +12,7 @@
 #include "diag/svd.h"
 
 #define MAPS_FORMS(X)  X(score) X(channel) X(weight)
-#define MAPS_PARTS(X)  X(full) X(content) X(rope)
+#define MAPS_PARTS(X)  X(full) X(content) X(rope) X(ov)
 #define MAPS_SCOPES(X) X(head) X(layer)
 
 enum {
@@ -34,6 +34,8 @@ typedef struct maps_matrix {
     int rows, cols;                     /* of the core: r x r for products */
     int rank;                           /* r, the number of singular values */
     int64_t first_value;                /* where they start among the values of all matrices */
+    int left, right;                    /* lengths of the top pair's u and v */
+    int64_t first_pair;                 /* where it starts among all pairs: u, then v */
 } maps_matrix;
 
 typedef struct maps maps;
@@ -62,6 +64,16 @@ void maps_share(maps *m, int share, int shares);
 /* One spectrum a matrix, out [maps_count], and all singular values, values [maps_value_count]; those of a matrix
  * without spectrum are NaN. DATA when the snapshot lacks a tensor or one has another shape. */
 status maps_compute(maps *m, const snapshot *s, spectrum *out, double *values);
+
+/* Floats of all top pairs. */
+int64_t maps_pair_count(const maps *m);
+
+/* The top singular pairs u, v (norm 1, the first largest entry of u positive) of the wanted matrices [maps_count] of
+ * the snapshot, into pairs [maps_pair_count]; the others, and what has no spectrum or is zero, are NaN. In score form
+ * both have the width d: u weighs what queries look at (ov: what a head writes), v what keys show. channel: D_qk rows
+ * of A and of B; weight: rows and columns. Always LAPACK's, float64 up to the end: it costs what maps_compute does for
+ * the same matrices. DATA as maps_compute. */
+status maps_top_pairs(maps *m, const snapshot *s, const bool *wanted, float *pairs);
 
 /* Whether the spectra of this config need the parameter of that global name: what a snapshot carries. */
 bool maps_wants(const config *c, const char *name);

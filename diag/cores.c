@@ -1,0 +1,230 @@
+/* Cores: the small matrices that have a map's nonzero singular values, and what is taken from them. One code makes
+ * every score spectrum: QR of all rows, of which content is the leading block of R, and rope a small QR of R's last
+ * columns.
+ *
+ * With a device, square cores are left to it (diag/solver.h). The d x d map is only formed where its factors have d
+ * rows or more. */
+#include "diag/maps_private.h"
+
+#include <cblas.h>
+#include <lapacke.h>
+#include <math.h>
+#include <string.h>
+
+static bool finite_rows(const double *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++)
+        if (!isfinite(x[i])) return false;
+    return true;
+}
+
+/* R [n, n] of the QR factors of the column-major [length, n] matrix in w->factor, n <= length. */
+static void triangular_factor(const maps *m, worker *w, int length, int n, double *R) {
+    LAPACKE_dgeqrf_work(LAPACK_COL_MAJOR, length, n, w->factor, length, w->tau, w->lapack, m->lapack_size);
+    for (int j = 0; j < n; j++)
+        for (int i = 0; i < n; i++) R[i + (int64_t)j * n] = i <= j ? w->factor[i + (int64_t)j * length] : 0;
+}
+
+/* ---------------------------------------------------------------- spectra */
+
+static void record(const job *j, int index, spectrum_status why) {
+    const maps_matrix *x = &j->m->matrices[index];
+    if (j->wanted) return; /* its pair stays NaN */
+    spectrum_clear(&j->out[index], why);
+    for (int i = 0; i < x->rank; i++) j->values[x->first_value + i] = NAN;
+}
+
+void cores_record_values(const job *j, worker *w, int index) {
+    const maps_matrix *x = &j->m->matrices[index];
+    memcpy(j->values + x->first_value, w->spectrum.values, (size_t)x->rank * sizeof(double));
+    spectrum_measure(&w->spectrum, w->spectrum.values, x->rank, x->rows, x->cols, j->m->sigma2, &j->out[index]);
+}
+
+void cores_solve(const job *j, worker *w, int index, int rows, int cols) {
+    spectrum_status why = spectrum_solve(&w->spectrum, w->core, rows, cols);
+    if (why == SPECTRUM_STATUS_ok) {
+        cores_record_values(j, w, index);
+    } else {
+        record(j, index, why);
+    }
+}
+
+/* ---------------------------------------------------------------- top pairs */
+
+/* How the core [rows, cols] in w->core lies, and what leads from its vectors to the map's: where A and B [count, d] are
+ * given, the core is a multiple of R_A R_B^T, the column-major triangles (leading dimension ld) of A^T and B^T. */
+typedef struct core_frame {
+    int index, rows, cols;
+    bool row_major;
+    const double *A, *B, *RA, *RB;
+    int ld;
+} core_frame;
+
+/* to [d] = the map's vector on the side of `factor` [n, d], from the core's vector on the other side, by way of that
+ * side's triangle: A^T (R_B^T v) is a multiple of u. */
+static bool carry_over(const maps *m, worker *w, float *to, const double *factor, const double *triangle, int ld,
+                       const double *vector, int n) {
+    double *wide = w->factor;
+    memcpy(w->top, vector, (size_t)n * sizeof(double));
+    cblas_dtrmv(CblasColMajor, CblasUpper, CblasTrans, CblasNonUnit, n, triangle, ld, w->top, 1);
+    cblas_dgemv(CblasRowMajor, CblasTrans, n, m->width, 1, factor, m->width, w->top, 1, 0, wide, 1);
+    double norm = cblas_dnrm2(m->width, wide, 1);
+    if (!(norm > 0) || !isfinite(norm)) return false;
+    for (int i = 0; i < m->width; i++) to[i] = (float)(wide[i] / norm);
+    return true;
+}
+
+static void narrow(float *to, const double *from, int n) {
+    for (int i = 0; i < n; i++) to[i] = (float)from[i];
+}
+
+/* One sign for both vectors: the first largest entry of u is positive. */
+static void settle_sign(float *u, int left, float *v, int right) {
+    int largest = 0;
+    for (int i = 1; i < left; i++)
+        if (fabsf(u[i]) > fabsf(u[largest])) largest = i;
+    if (u[largest] >= 0) return;
+    for (int i = 0; i < left; i++) u[i] = -u[i];
+    for (int i = 0; i < right; i++) v[i] = -v[i];
+}
+
+static void take_pair(const job *j, worker *w, const core_frame *c) {
+    const maps_matrix *x = &j->m->matrices[c->index];
+    pair_work *p = &w->pair;
+    float *u = j->pairs + x->first_pair, *v = u + x->left;
+    bool turned = c->row_major; /* to LAPACK it is the transpose */
+    if (!finite_rows(w->core, (int64_t)c->rows * c->cols)) return;
+    if (!pair_top(p, w->core, turned ? c->cols : c->rows, turned ? c->rows : c->cols)) return;
+    const double *core_u = turned ? p->v : p->u, *core_v = turned ? p->u : p->v;
+    if (!c->A) {
+        narrow(u, core_u, x->left);
+        narrow(v, core_v, x->right);
+    } else if (!carry_over(j->m, w, u, c->A, c->RB, c->ld, core_v, c->rows) ||
+               !carry_over(j->m, w, v, c->B, c->RA, c->ld, core_u, c->rows)) {
+        u[0] = NAN;
+        return;
+    }
+    settle_sign(u, x->left, v, x->right);
+}
+
+/* What is asked of the core in w->core, which has rows x cols before the zeros by shape are dropped: its top pair, or
+ * its spectrum now, or when the device has its singular values. */
+static void measure(const job *j, worker *w, const core_frame *c) {
+    if (j->wanted) {
+        take_pair(j, w, c);
+    } else if (!j->m->solver_works || !solver_takes(j->m->solver, c->index)) {
+        cores_solve(j, w, c->index, c->rows, c->cols);
+    } else if (finite_rows(w->core, (int64_t)c->rows * c->cols)) {
+        solver_put(j->m->solver, c->index, w->core);
+    } else {
+        record(j, c->index, SPECTRUM_STATUS_nonfinite);
+    }
+}
+
+/* ---------------------------------------------------------------- maps */
+
+int cores_list_parts(const job *j, const family *f, int form, int scope, int matrix, int content, double divisor,
+                     part_rows *out) {
+    const part_rows all[MAPS_PART_COUNT] = {[MAPS_full] = {0, 0, content + f->rope, 1},
+                                            [MAPS_content] = {0, 0, content, divisor},
+                                            [MAPS_rope] = {0, content, f->rope, 1},
+                                            [MAPS_ov] = {0, 0, content, 1}};
+    int count = 0;
+    for (int part = 0; part < MAPS_PART_COUNT; part++) {
+        int first = j->m->first[form][part][scope];
+        if (first < 0 || (part == MAPS_ov) != f->values || !job_wants(j, first + matrix)) continue;
+        out[count] = all[part];
+        out[count++].index = first + matrix;
+    }
+    return count;
+}
+
+/* The core of a part's rows by themselves, wide ones: A^T B, d x d. */
+static void measure_square(const job *j, worker *w, const double *A, const double *B, part_rows p) {
+    int d = j->m->width;
+    int64_t skip = (int64_t)p.first * d;
+    cblas_dgemm(CblasRowMajor, CblasTrans, CblasNoTrans, d, d, p.count, p.scale, A + skip, d, B + skip, d, 0, w->core,
+                d);
+    measure(j, w, &(core_frame){.index = p.index, .rows = d, .cols = d, .row_major = true});
+}
+
+/* R [count, count] of columns [first, first + count) of the triangular [m, m] R: they are the same up to a rotation. */
+static const double *last_columns(const maps *m, worker *w, double *R, int rows, part_rows p) {
+    memcpy(w->factor, R + (int64_t)p.first * rows, (size_t)rows * (size_t)p.count * sizeof(double));
+    triangular_factor(m, w, rows, p.count, R);
+    return R;
+}
+
+/* Parts of factors A, B of `rows` < d rows, all finite. The parts come with the full and the content rows first: the
+ * last one, rope, destroys R. */
+static void measure_by_qr(const job *j, worker *w, const double *A, const double *B, int rows, const part_rows *parts,
+                          int count) {
+    const maps *m = j->m;
+    int d = m->width;
+    memcpy(w->factor, A, (size_t)rows * (size_t)d * sizeof(double));
+    triangular_factor(m, w, d, rows, w->RA);
+    memcpy(w->factor, B, (size_t)rows * (size_t)d * sizeof(double));
+    triangular_factor(m, w, d, rows, w->RB);
+    for (int i = 0; i < count; i++) {
+        part_rows p = parts[i];
+        int64_t skip = (int64_t)p.first * d;
+        core_frame c = {
+            .index = p.index, .rows = p.count, .cols = p.count, .A = A + skip, .B = B + skip, .RA = w->RA, .RB = w->RB};
+        c.ld = rows;
+        if (p.first > 0) {
+            c.RA = last_columns(m, w, w->RA, rows, p);
+            c.RB = last_columns(m, w, w->RB, rows, p);
+            c.ld = p.count;
+        }
+        cblas_dgemm(CblasColMajor, CblasNoTrans, CblasTrans, p.count, p.count, p.count, p.scale, c.RA, c.ld, c.RB, c.ld,
+                    0, w->core, p.count);
+        measure(j, w, &c);
+    }
+}
+
+void cores_score(const job *j, worker *w, const double *A, const double *B, int rows, const part_rows *parts,
+                 int count) {
+    int64_t d = j->m->width;
+    bool finite = finite_rows(A, rows * d) && finite_rows(B, rows * d);
+    if (finite && rows < d) {
+        measure_by_qr(j, w, A, B, rows, parts, count);
+        return;
+    }
+    for (int i = 0; i < count; i++) {
+        part_rows p = parts[i];
+        const double *a = A + p.first * d, *b = B + p.first * d;
+        if (!finite_rows(a, p.count * d) || !finite_rows(b, p.count * d)) {
+            record(j, p.index, SPECTRUM_STATUS_nonfinite);
+        } else if (p.count < d) {
+            p.first = 0;
+            measure_by_qr(j, w, a, b, p.count, &p, 1);
+        } else {
+            measure_square(j, w, A, B, p);
+        }
+    }
+}
+
+void cores_channel(const job *j, worker *w, int rows, const part_rows *parts, int count) {
+    int d = j->m->width;
+    double *whole = w->RA;
+    cblas_dgemm(CblasRowMajor, CblasNoTrans, CblasTrans, rows, rows, d, 1, w->A, d, w->B, d, 0, whole, rows);
+    for (int k = 0; k < count; k++) {
+        part_rows p = parts[k];
+        for (int row = 0; row < p.count; row++)
+            for (int col = 0; col < p.count; col++)
+                w->core[row * p.count + col] = p.scale * whole[(p.first + row) * rows + p.first + col];
+        measure(j, w, &(core_frame){.index = p.index, .rows = p.count, .cols = p.count, .row_major = true});
+    }
+}
+
+void cores_weight(const job *j, worker *w, int index) {
+    const maps_matrix *x = &j->m->matrices[index];
+    measure(j, w, &(core_frame){.index = index, .rows = x->rows, .cols = x->cols, .row_major = true});
+}
+
+int cores_side(const maps *m, const maps_matrix *x) {
+    const family *f = &m->family[x->part == MAPS_ov ? FAMILY_OV : FAMILY_QK];
+    int content = x->scope == MAPS_layer ? f->layer_content : f->content;
+    if (x->form == MAPS_weight) return x->rows == x->cols ? x->rows : 0;
+    int rows = x->part == MAPS_full ? content + f->rope : x->part == MAPS_rope ? f->rope : content;
+    return x->form == MAPS_channel || rows < m->width ? rows : m->width;
+}
