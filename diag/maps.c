@@ -219,6 +219,7 @@ status maps_open(maps **out, const config *c, int threads) {
     m->sigma2 = c->diagnostics.sigma2;
     m->latent_norm = c->attention.latent_norm;
     m->layers = (int)c->model.layers;
+    m->shares = 1;
     m->width = (int)c->model.width;
     m->heads = (int)c->model.heads;
     m->kv_heads = m->variant == VARIANT_MHA ? (int)c->model.kv_heads : m->heads;
@@ -281,6 +282,11 @@ int64_t maps_pair_count(const maps *m) {
     return m->pair_count;
 }
 
+void maps_share(maps *m, int share, int shares) {
+    m->share = share;
+    m->shares = shares;
+}
+
 /* ---------------------------------------------------------------- a layer, a snapshot */
 
 static bool layer_has_work(const job *j, const family *f, int layer) {
@@ -335,7 +341,7 @@ static void compute_weights(const job *j, worker *w, int layer) {
 }
 
 static status find_tensors(maps *m, const snapshot *s) {
-    for (int layer = 0; layer < m->layers; layer++)
+    for (int layer = m->share; layer < m->layers; layer += m->shares)
         for (int i = 0; i < CHAIN_SLOTS; i++) {
             const chain_tensor *want = &m->chain.slot[i];
             m->tensors[layer * CHAIN_SLOTS + i] = NULL;
@@ -404,7 +410,7 @@ static void compute_layer(const job *j, worker *w, int layer) {
 
 static void compute_layers(maps *m, const job *j) {
 #pragma omp parallel for num_threads(m->workers) schedule(dynamic)
-    for (int layer = 0; layer < m->layers; layer++) {
+    for (int layer = m->share; layer < m->layers; layer += m->shares) {
         job mine = *j;
         mine.tensor = m->tensors + (size_t)layer * CHAIN_SLOTS;
         compute_layer(&mine, &m->worker[omp_get_thread_num()], layer);

@@ -48,6 +48,7 @@ struct maps {
     config_sigma2 sigma2;
     bool latent_norm;
     int layers, width, heads, kv_heads, latent, q_latent;
+    int share, shares; /* this one computes layers share, share + shares, ... */
     family family[FAMILIES];
     bool form[MAPS_FORM_COUNT], part[MAPS_PART_COUNT], scope[MAPS_SCOPE_COUNT];
     int count, capacity;
