@@ -723,6 +723,8 @@ static status check_diagnostics(const loader *l) {
     TRY(check_words(l, &c->diagnostics.parts, "diagnostics.parts", parts));
     TRY(check_words(l, &c->diagnostics.forms, "diagnostics.forms", forms));
     if (c->diagnostics.ranks == 0) return STATUS_OK;
+    RULE(c->diagnostics.ranks > c->model.layers, diagnostics.ranks,
+         "diagnostics ranks divide the layers, and the model has %lld", (long long)c->model.layers);
     /* A choice that leaves nothing to record would only be noticed when the run is over. */
     RULE(c->attention.variant != VARIANT_MLA_DECOUPLED && !contains(&c->diagnostics.parts, "full"), diagnostics.parts,
          "attention.variant %s has no content and rope parts, only full", config_variant_name(c->attention.variant));
@@ -746,7 +748,6 @@ static status check_supported(const loader *l) {
     RULE(c->train.recompute != RECOMPUTE_NONE, train.recompute, "this version keeps all activations (none)");
     RULE(c->data.document_mask, data.document_mask, "this version attends across document ends (false)");
     RULE(c->parallel.zero != 0, parallel.zero, "this version keeps the optimizer state on every rank (0)");
-    RULE(c->diagnostics.ranks > 1, diagnostics.ranks, "this version has at most one diagnostics rank");
     RULE(contains(&c->diagnostics.forms, "weight"), diagnostics.forms,
          "this version has no spectra of single weights; use score and channel");
     RULE(c->diagnostics.alerts.count > 0, diagnostics.alerts, "this version raises no alerts");

@@ -72,7 +72,7 @@
     KEY(zero, I, , "0", 0, 1, "1 shards the optimizer state over the data-parallel ranks")
 
 #define CONFIG_DIAGNOSTICS(KEY)                                                                                        \
-    KEY(ranks, I, , "1", 0, 1024, "diagnostics ranks; 0 turns spectra off")                                            \
+    KEY(ranks, I, , "1", 0, 1024, "diagnostics ranks, which divide the layers; 0 turns spectra off")                   \
     KEY(every, I, , "10", 1, 1000000000, "steps between snapshots")                                                    \
     KEY(dense_until, I, , "0", 0, 1000000000, "a snapshot after every step up to this one")                            \
     KEY(scopes, L, , "head,layer", 0, 0, "head, layer")                                                                \
@@ -80,7 +80,7 @@
     KEY(forms, L, , "score,channel", 0, 0, "score, channel, weight")                                                   \
     KEY(sigma2, E, config_sigma2, "trace", 0, 0, "how the variance is estimated: trace, median or fit")                \
     KEY(esd_every, I, , "0", 0, 1000000000, "steps between stored singular values; 0 is never")                        \
-    KEY(when_behind, E, config_behind, "drop", 0, 0, "drop snapshots or wait when the diagnostics rank is behind")     \
+    KEY(when_behind, E, config_behind, "drop", 0, 0, "drop snapshots or wait when the diagnostics ranks are behind")   \
     KEY(device, E, config_device, "cpu", 0, 0, "where spectra are computed: cpu or cuda; auto is cpu")                 \
     KEY(alerts, L, , "", 0, 0, "conditions that raise an event")
 

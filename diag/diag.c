@@ -1,5 +1,6 @@
-/* The diagnostics rank's work: messages in, database rows out. Spectra of one snapshot at a time; shares of the next
- * ones arrive meanwhile in the channel's own thread.
+/* The diagnostics ranks' work: messages in, database rows out. Spectra of one snapshot at a time; shares of the next
+ * ones arrive meanwhile in the channel's own thread. Each rank computes its layers; the first one puts the spectra of
+ * all together and writes them.
  *
  * Nothing here ends the service: what goes wrong with a message, a snapshot or the database becomes an event and a log
  * line. */
@@ -7,12 +8,13 @@
 #include "core/clock.h"
 
 #include "core/log.h"
-#include "diag/maps.h"
+#include "diag/part.h"
 #include "diag/serve.h"
 #include "diag/store.h"
 
 #include <math.h>
 #include <omp.h>
+#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -24,16 +26,22 @@ enum { FLUSH_EVERY_MS = 500, RETRY_EVERY_MS = 5000 };
 typedef struct under_way {
     bool used, broken; /* broken: a share was refused */
     int64_t step;
-    int shares;
-    double since_ms;
+    int shares;     /* of the weights of this rank's layers */
+    int ranks_done; /* diagnostics ranks whose spectra are in rows, or that have none */
+    double since_ms, compute_ms;
     snapshot parts;
+    spectrum *rows; /* [maps_count] */
+    double *values; /* [maps_value_count] */
+    char why[240];  /* there are no spectra; "": none is missing so far */
 } under_way;
 
 struct diag {
     maps *maps;        /* NULL: no spectra are wanted */
     svd_device device; /* close NULL: the CPU's LAPACK */
     bool device_lost;
-    store *store;
+    int rank, ranks;       /* of the diagnostics ranks */
+    store *store;          /* NULL on a further rank */
+    channel_sender *first; /* on a further rank: to the first one */
     int64_t tokens_per_step, esd_every;
     under_way snapshots[MOST_UNDER_WAY];
     double next_flush_ms;
@@ -47,8 +55,13 @@ bool diag_wants(const config *c, const char *tensor_name) {
     return maps_wants(c, tensor_name);
 }
 
+int diag_rank_of_layer(const config *c, int64_t layer) {
+    return (int)(layer % c->diagnostics.ranks);
+}
+
 static status open_maps(diag *d, const config *c) {
     TRY(maps_open(&d->maps, c, omp_get_max_threads()));
+    maps_share(d->maps, d->rank, d->ranks);
     if (c->diagnostics.device != DEVICE_CUDA) return STATUS_OK;
     TRY(svd_cuda(&d->device));
     return maps_use_device(d->maps, &d->device);
@@ -59,14 +72,20 @@ static void close_maps(diag *d) {
     if (d->device.close) d->device.close(&d->device);
 }
 
+static void set_up(diag *d, const config *c, int rank) {
+    d->rank = rank;
+    d->ranks = (int)c->diagnostics.ranks;
+    d->tokens_per_step = c->train.global_batch * c->model.context;
+    d->esd_every = c->diagnostics.esd_every;
+}
+
 status diag_open(diag **out, const config *c, const char *run_dir, const char *device, int tp, int dp,
                  const char *hosts) {
     char path[4096];
     diag *d = calloc(1, sizeof(*d));
     *out = NULL;
     if (!d) return status_fail(STATUS_INTERNAL, "out of memory for the diagnostics");
-    d->tokens_per_step = c->train.global_batch * c->model.context;
-    d->esd_every = c->diagnostics.esd_every;
+    set_up(d, c, 0);
     status s = STATUS_OK;
     if (snprintf(path, sizeof(path), "%s/run.db", run_dir) >= (int)sizeof(path))
         s = status_fail(STATUS_IO, "the path of the run folder is too long: %s", run_dir);
@@ -91,16 +110,49 @@ status diag_open(diag **out, const config *c, const char *run_dir, const char *d
     return s;
 }
 
+status diag_open_further(diag **out, const config *c, int rank, channel_sender *first) {
+    diag *d = calloc(1, sizeof(*d));
+    *out = d;
+    if (!d) return status_fail(STATUS_INTERNAL, "out of memory for the diagnostics");
+    set_up(d, c, rank);
+    d->first = first;
+    status s = open_maps(d, c);
+    if (s == STATUS_OK) return STATUS_OK;
+    close_maps(d);
+    free(d);
+    *out = NULL;
+    return s;
+}
+
 /* ---------------------------------------------------------------- records */
 
 /* Writes what waits, unless it may wait longer: where a commit costs a disk flush, and where the database has just
  * refused. */
 static void flush(diag *d) {
     double t = now_ms();
-    if (t < d->next_flush_ms) return;
+    if (!d->store || t < d->next_flush_ms) return;
     d->next_flush_ms = store_is_cheap(d->store) ? 0 : t + FLUSH_EVERY_MS;
     if (store_flush(d->store) == STATUS_OK) return;
     d->next_flush_ms = now_ms() + RETRY_EVERY_MS;
+    status_clear();
+}
+
+/* An event of the diagnostics' own. */
+__attribute__((format(printf, 5, 6))) static void note(diag *d, int64_t step, const char *level, const char *kind,
+                                                       const char *format, ...) {
+    diag_event event = {.step = step};
+    va_list args;
+    va_start(args, format);
+    vsnprintf(event.message, sizeof(event.message), format, args);
+    va_end(args);
+    if (d->store) {
+        store_event(d->store, step, level, kind, "%s", event.message);
+        return;
+    }
+    snprintf(event.level, sizeof(event.level), "%s", level);
+    snprintf(event.kind, sizeof(event.kind), "%s", kind);
+    if (channel_post(d->first, DIAG_EVENT, step, &event, sizeof(event)) == STATUS_OK) return;
+    log_error("an event could not be sent (%s): %s", status_message(), event.message);
     status_clear();
 }
 
@@ -136,12 +188,16 @@ static void add_snapshot(diag *d, int64_t step, const char *how, double lag_ms, 
     store_add(d->store, &r);
 }
 
+static bool wants_values(const diag *d, int64_t step) {
+    return d->esd_every > 0 && step % d->esd_every == 0;
+}
+
 static void take_record(diag *d, const channel_message *m) {
     store_record r = {0};
     size_t bytes = record_bytes(m->kind);
     if (bytes == 0 || m->bytes != bytes) {
-        store_event(d->store, m->step, "error", "fault", "rank %d sent %zu bytes as a record of kind %d", m->sender,
-                    m->bytes, m->kind);
+        note(d, m->step, "error", "fault", "rank %d sent %zu bytes as a record of kind %d", m->sender, m->bytes,
+             m->kind);
         return;
     }
     switch ((diag_record_kind)m->kind) {
@@ -174,56 +230,114 @@ static void take_record(diag *d, const channel_message *m) {
 
 /* ---------------------------------------------------------------- snapshots */
 
-static void fail_snapshot(diag *d, const under_way *u, const char *why) {
-    log_warn("the snapshot of step %lld is not recorded: %s", (long long)u->step, why);
-    store_event(d->store, u->step, "warn", "snapshot", "not recorded: %s", why);
-    add_snapshot(d, u->step, "failed", now_ms() - u->since_ms, NAN, NULL, NULL);
+/* Without the spectra of all layers a snapshot is not recorded. */
+static void record_snapshot(diag *d, under_way *u) {
+    if (u->why[0]) {
+        log_warn("the snapshot of step %lld is not recorded: %s", (long long)u->step, u->why);
+        note(d, u->step, "warn", "snapshot", "not recorded: %s", u->why);
+        add_snapshot(d, u->step, "failed", now_ms() - u->since_ms, NAN, NULL, NULL);
+        return;
+    }
+    if (!wants_values(d, u->step)) {
+        free(u->values);
+        u->values = NULL;
+    }
+    add_snapshot(d, u->step, "done", now_ms() - u->since_ms, u->compute_ms, u->rows, u->values);
+    u->rows = NULL;
+    u->values = NULL;
+}
+
+/* A further rank's spectra of the snapshot, or why there are none, to the first one. */
+static void send_part(diag *d, const under_way *u) {
+    size_t bytes = 0;
+    part_head head = {.compute_ms = u->compute_ms, .done = !u->why[0], .values = wants_values(d, u->step)};
+    snprintf(head.why, sizeof(head.why), "%s", u->why);
+    void *message = part_pack(d->maps, d->rank, d->ranks, &head, u->rows, u->values, &bytes);
+    status s = message ? channel_post(d->first, DIAG_PART, u->step, message, bytes)
+                       : status_fail(STATUS_INTERNAL, "out of memory for %zu bytes", bytes);
+    if (s != STATUS_OK) log_error("the spectra of step %lld are lost: %s", (long long)u->step, status_message());
+    status_clear();
+    free(message);
+}
+
+static void free_snapshot(under_way *u) {
+    snapshot_free(&u->parts);
+    free(u->rows);
+    free(u->values);
+    *u = (under_way){0};
+}
+
+/* What there is of a snapshot goes where it belongs; its place is free again. */
+static void end_snapshot(diag *d, under_way *u) {
+    if (d->store)
+        record_snapshot(d, u);
+    else
+        send_part(d, u);
+    free_snapshot(u);
+    flush(d);
+}
+
+/* The first reason is kept. */
+__attribute__((format(printf, 2, 3))) static void spoil(under_way *u, const char *format, ...) {
+    va_list args;
+    if (u->why[0]) return;
+    va_start(args, format);
+    vsnprintf(u->why, sizeof(u->why), format, args);
+    va_end(args);
 }
 
 /* Once: the CPU goes on. */
 static void report_device(diag *d, int64_t step) {
     if (d->device_lost || !maps_device_fault(d->maps)) return;
     d->device_lost = true;
-    store_event(d->store, step, "error", "fault", "the CPU computes the spectra from here on: %s",
-                maps_device_fault(d->maps));
+    note(d, step, "error", "fault", "the CPU computes the spectra from here on: %s", maps_device_fault(d->maps));
 }
 
-static void compute_snapshot(diag *d, under_way *u) {
-    int64_t count = maps_count(d->maps), value_count = maps_value_count(d->maps);
-    spectrum *rows = malloc((size_t)(count + 1) * sizeof(*rows));
-    double *values = malloc((size_t)(value_count + 1) * sizeof(*values)), start = now_ms();
+/* Room for the spectra of all ranks' layers. */
+static status make_room(const diag *d, under_way *u) {
+    if (u->rows) return STATUS_OK;
+    u->rows = malloc(((size_t)maps_count(d->maps) + 1) * sizeof(*u->rows));
+    u->values = malloc(((size_t)maps_value_count(d->maps) + 1) * sizeof(*u->values));
+    if (u->rows && u->values) return STATUS_OK;
+    return status_fail(STATUS_INTERNAL, "out of memory for %d spectra", maps_count(d->maps));
+}
+
+/* The spectra of this rank's layers. */
+static status compute_layers(diag *d, under_way *u) {
+    double start = now_ms();
+    TRY(make_room(d, u));
     u->parts.step = u->step;
-    status s = rows && values ? maps_compute(d->maps, &u->parts, rows, values)
-                              : status_fail(STATUS_INTERNAL, "out of memory for %lld spectra", (long long)count);
-    if (s != STATUS_OK) {
-        fail_snapshot(d, u, status_message());
-        status_clear();
-        free(rows);
-        free(values);
-        return;
-    }
+    TRY(maps_compute(d->maps, &u->parts, u->rows, u->values));
     report_device(d, u->step);
-    if (d->esd_every == 0 || u->step % d->esd_every != 0) {
-        free(values);
-        values = NULL;
-    }
-    double end = now_ms();
-    add_snapshot(d, u->step, "done", end - u->since_ms, end - start, rows, values);
+    u->compute_ms = fmax(u->compute_ms, now_ms() - start);
+    return STATUS_OK;
 }
 
-static void end_snapshot(diag *d, under_way *u, int senders) {
-    char why[96];
+/* All shares of this rank's layers have come, or no more will. */
+static void end_shares(diag *d, under_way *u, int senders) {
     if (u->broken) {
-        fail_snapshot(d, u, "a share was refused");
+        spoil(u, "a share was refused");
     } else if (u->shares < senders || !snapshot_whole(&u->parts)) {
-        snprintf(why, sizeof(why), "incomplete, %d of %d shares arrived", u->shares, senders);
-        fail_snapshot(d, u, why);
-    } else {
-        compute_snapshot(d, u);
+        spoil(u, "incomplete, %d of %d shares arrived", u->shares, senders);
+    } else if (compute_layers(d, u) != STATUS_OK) {
+        spoil(u, "%s", status_message());
+        status_clear();
     }
     snapshot_free(&u->parts);
-    *u = (under_way){0};
-    flush(d);
+    u->ranks_done++;
+}
+
+/* Whether the snapshot is complete: on a further rank when its own layers are. */
+static bool is_complete(const diag *d, const under_way *u) {
+    return u->ranks_done == (d->store ? d->ranks : 1);
+}
+
+/* Nothing of it will come any more. */
+static void give_up(diag *d, under_way *u, int senders) {
+    if (u->shares < senders) end_shares(d, u, senders);
+    if (!is_complete(d, u))
+        spoil(u, "%d of %d diagnostics ranks have sent no spectra", d->ranks - u->ranks_done, d->ranks);
+    end_snapshot(d, u);
 }
 
 /* The snapshot of that step; a new one takes a free place, or that of the oldest, which then lost a share. */
@@ -236,7 +350,7 @@ static under_way *find_under_way(diag *d, int64_t step, int senders, int *credit
         if (u->used && (!oldest || u->step < oldest->step)) oldest = u;
     }
     if (!unused) {
-        end_snapshot(d, oldest, senders);
+        give_up(d, oldest, senders);
         (*credits)++;
         unused = oldest;
     }
@@ -249,18 +363,41 @@ static int take_share(diag *d, const channel_message *m, int senders) {
     under_way *u = find_under_way(d, m->step, senders, &credits);
     u->shares++;
     if (snapshot_add(&u->parts, m) != STATUS_OK) {
-        store_event(d->store, m->step, "error", "fault", "rank %d's share of a snapshot: %s", m->sender,
-                    status_message());
+        note(d, m->step, "error", "fault", "rank %d's share of a snapshot: %s", m->sender, status_message());
         status_clear();
         u->broken = true;
     }
     if (u->shares < senders) return credits;
-    end_snapshot(d, u, senders);
+    end_shares(d, u, senders);
+    if (!is_complete(d, u)) return credits;
+    end_snapshot(d, u);
     return credits + 1;
+}
+
+/* The spectra of another rank's layers. */
+static int take_part(diag *d, const channel_message *m, int senders) {
+    int credits = 0, rank = m->sender - senders + 1;
+    under_way *u = find_under_way(d, m->step, senders, &credits);
+    part_head head = {0};
+    status s = make_room(d, u);
+    if (s == STATUS_OK) s = part_unpack(d->maps, rank, d->ranks, m->data, m->bytes, &head, u->rows, u->values);
+    if (s != STATUS_OK) spoil(u, "diagnostics rank %d: %s", rank, status_message());
+    if (s == STATUS_OK && !head.done) spoil(u, "diagnostics rank %d: %s", rank, head.why);
+    status_clear();
+    u->compute_ms = fmax(u->compute_ms, head.compute_ms);
+    u->ranks_done++;
+    if (!is_complete(d, u)) return credits;
+    end_snapshot(d, u);
+    return credits + 1;
+}
+
+static bool is_part(const diag *d, const channel_message *m, int senders) {
+    return m->kind == DIAG_PART && d->store && d->maps && m->sender >= senders && m->sender < senders + d->ranks - 1;
 }
 
 int diag_take(diag *d, const channel_message *message, int senders) {
     if (message->kind == CHANNEL_SNAPSHOT && d->maps) return take_share(d, message, senders);
+    if (is_part(d, message, senders)) return take_part(d, message, senders);
     take_record(d, message);
     return 0;
 }
@@ -269,7 +406,7 @@ int diag_give_up(diag *d, int senders) {
     int credits = 0;
     for (int i = 0; i < MOST_UNDER_WAY; i++)
         if (d->snapshots[i].used) {
-            end_snapshot(d, &d->snapshots[i], senders);
+            give_up(d, &d->snapshots[i], senders);
             credits++;
         }
     return credits;
@@ -295,7 +432,7 @@ status diag_serve(diag *d, channel_receiver *channel, int senders) {
 status diag_close(diag *d) {
     if (!d) return STATUS_OK;
     status s = store_close(d->store);
-    for (int i = 0; i < MOST_UNDER_WAY; i++) snapshot_free(&d->snapshots[i].parts);
+    for (int i = 0; i < MOST_UNDER_WAY; i++) free_snapshot(&d->snapshots[i]);
     close_maps(d);
     free(d);
     return s;

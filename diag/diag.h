@@ -10,10 +10,15 @@
 
 typedef struct diag diag;
 
-/* Creates (or opens) DIR/run.db and the run's rows in it. IO when it cannot be written or is in use by another process.
+/* The first diagnostics rank's. Creates (or opens) DIR/run.db and the run's rows in it. IO when it cannot be written or
+ * is in use by another process.
  */
 status diag_open(diag **out, const config *c, const char *run_dir, const char *device, int tp, int dp,
                  const char *hosts);
+
+/* A further rank's (1 .. diagnostics.ranks - 1): it computes the layers of its own and sends their spectra through
+ * `first`, a channel_relay_open() that the caller closes behind diag_serve(). */
+status diag_open_further(diag **out, const config *c, int rank, channel_sender *first);
 
 /* Serves the channel until every sender has said CHANNEL_END. snapshots: senders that contribute to each snapshot. */
 status diag_serve(diag *d, channel_receiver *channel, int senders);
@@ -23,6 +28,9 @@ status diag_close(diag *d);
 
 /* True when a snapshot must carry the parameter of that global name: the Q-K chain of the config's variant. */
 bool diag_wants(const config *c, const char *tensor_name);
+
+/* The diagnostics rank that has the layer: ranks take turns. */
+int diag_rank_of_layer(const config *c, int64_t layer);
 
 /* ---- what the trainer sends: message kind, and the struct that is the message's data ---- */
 

@@ -18,27 +18,44 @@ static bool sends(const param *q, const comm_roles *roles) {
     return q->spec.shard != PARAM_REPLICATED || layer % roles->tp == roles->tp_rank;
 }
 
+/* Adds the piece that this rank sends of a parameter. */
+static void add_piece(snapshots *s, const params *p, const param *q) {
+    assert(q->n_rows == q->rows && q->n_cols == q->cols); /* heads are never padded */
+    snapshot_piece *piece = &s->pieces[s->count];
+    *piece = (snapshot_piece){.rows = q->spec.rows,
+                              .cols = q->spec.cols,
+                              .row = q->row,
+                              .col = q->col,
+                              .n_rows = q->n_rows,
+                              .n_cols = q->n_cols};
+    snprintf(piece->name, sizeof piece->name, "%s", q->name);
+    s->parts[s->count++] =
+        (offload_part){.device = p->master + q->offset, .bytes = (size_t)(q->rows * q->cols) * sizeof *p->master};
+}
+
 status snapshots_plan(snapshots *out, const model *m, const config *c, const comm_roles *roles) {
     const params *p = &m->params;
     *out = (snapshots){.pieces = calloc((size_t)p->count, sizeof *out->pieces),
-                       .parts = calloc((size_t)p->count, sizeof *out->parts)};
-    if (!out->pieces || !out->parts) return status_fail(STATUS_INTERNAL, "out of memory for the snapshot's table");
-    for (int i = 0; i < p->count; i++) {
-        const param *q = &p->list[i];
-        if (!diag_wants(c, q->name) || !sends(q, roles)) continue;
-        assert(q->n_rows == q->rows && q->n_cols == q->cols); /* heads are never padded */
-        snapshot_piece *piece = &out->pieces[out->count];
-        *piece = (snapshot_piece){.rows = q->spec.rows,
-                                  .cols = q->spec.cols,
-                                  .row = q->row,
-                                  .col = q->col,
-                                  .n_rows = q->n_rows,
-                                  .n_cols = q->n_cols};
-        snprintf(piece->name, sizeof piece->name, "%s", q->name);
-        out->parts[out->count++] =
-            (offload_part){.device = p->master + q->offset, .bytes = (size_t)(q->rows * q->cols) * sizeof *p->master};
+                       .parts = calloc((size_t)p->count, sizeof *out->parts),
+                       .ranks = (int)c->diagnostics.ranks,
+                       .pieces_of = calloc((size_t)c->diagnostics.ranks, sizeof *out->pieces_of),
+                       .shares = calloc((size_t)c->diagnostics.ranks, sizeof *out->shares)};
+    if (!out->pieces || !out->parts || !out->pieces_of || !out->shares)
+        return status_fail(STATUS_INTERNAL, "out of memory for the snapshot's table");
+    for (int rank = 0; rank < out->ranks; rank++) {
+        int first = out->count;
+        for (int i = 0; i < p->count; i++) {
+            const param *q = &p->list[i];
+            if (diag_rank_of_layer(c, layer_of(q->name)) != rank || !diag_wants(c, q->name) || !sends(q, roles))
+                continue;
+            out->shares[rank].part_bytes += (size_t)(q->rows * q->cols) * sizeof *p->master;
+            add_piece(out, p, q);
+        }
+        size_t bytes = snapshot_message_bytes(out->pieces + first, out->count - first);
+        out->pieces_of[rank] = out->count - first;
+        out->shares[rank].written_bytes = bytes - out->shares[rank].part_bytes;
+        out->message_bytes += bytes;
     }
-    out->message_bytes = snapshot_message_bytes(out->pieces, out->count);
     return STATUS_OK;
 }
 
@@ -63,12 +80,19 @@ bool snapshots_admitted(const config *c, const comm_roles *roles, channel_sender
 status snapshots_send(const snapshots *s, channel_sender *sender, int64_t step) {
     char *message = channel_snapshot_buffer(sender);
     if (!message) return channel_sender_status(sender);
-    float *values = snapshot_message_begin(message, s->pieces, s->count);
-    return channel_snapshot_send(sender, step, (size_t)((char *)values - message), s->parts, s->count);
+    char *at = message;
+    const snapshot_piece *pieces = s->pieces;
+    for (int rank = 0; rank < s->ranks; rank++) {
+        at = (char *)snapshot_message_begin(at, pieces, s->pieces_of[rank]);
+        pieces += s->pieces_of[rank];
+    }
+    return channel_snapshot_send(sender, step, (size_t)(at - message), s->parts, s->count);
 }
 
 void snapshots_free(snapshots *s) {
     free(s->pieces);
     free(s->parts);
+    free(s->pieces_of);
+    free(s->shares);
     *s = (snapshots){0};
 }

@@ -8,7 +8,10 @@ typedef struct snapshots {
     snapshot_piece *pieces;
     offload_part *parts; /* the master weights of each piece */
     int count;
-    size_t message_bytes;
+    int ranks;             /* diagnostics ranks: each gets the pieces of its layers, which stand together */
+    int *pieces_of;        /* [ranks] how many */
+    channel_share *shares; /* [ranks] */
+    size_t message_bytes;  /* of all ranks' messages */
 } snapshots;
 
 /* Lists the pieces: sharded parameters go from every tensor-parallel rank, replicated ones of layer l from rank l mod

@@ -149,8 +149,11 @@ static void *serve_local(void *argument) {
 
 /* The channel of a compute rank. */
 static status open_sender(trainer *t) {
-    if (t->c.diagnostics.ranks > 0)
-        return channel_sender_open(&t->sender, &t->roles, t->snapshots.message_bytes, &t->ops);
+    if (t->c.diagnostics.ranks > 0) {
+        TRY(channel_sender_open(&t->sender, &t->roles, t->snapshots.message_bytes, &t->ops));
+        channel_snapshot_split(t->sender, t->snapshots.shares);
+        return STATUS_OK;
+    }
     if (t->roles.compute_rank != 0) return STATUS_OK;
     TRY(diag_open(&t->local_diag, &t->c, t->c.run.dir, t->derived.device, t->roles.tp, t->roles.dp, t->derived.host));
     TRY(channel_local_open(&t->sender, &t->local_receiver));
@@ -435,30 +438,51 @@ static status run_compute(trainer *t) {
     return s;
 }
 
+/* What a diagnostics rank works with. relay: from a further one to the first. */
+typedef struct watcher {
+    diag *diag;
+    channel_receiver *receiver;
+    channel_sender *relay;
+} watcher;
+
+static status open_watcher(watcher *w, trainer *t) {
+    int rank = t->roles.diagnostics_rank;
+    TRY(open_log(t));
+    if (rank > 0) {
+        TRY(channel_relay_open(&w->relay, &t->roles));
+        TRY(diag_open_further(&w->diag, &t->c, rank, w->relay));
+    } else {
+        TRY(diag_open(&w->diag, &t->c, t->c.run.dir, t->derived.device, t->roles.tp, t->roles.dp, t->derived.host));
+    }
+    return channel_receiver_open(&w->receiver, &t->roles);
+}
+
+static status serve(watcher *w, const trainer *t) {
+    status s = diag_serve(w->diag, w->receiver, t->roles.tp * t->roles.dp);
+    channel_receiver_close(w->receiver);
+    if (w->relay && channel_sender_close(w->relay) != STATUS_OK) log_error("channel: %s", status_message());
+    return s;
+}
+
 /* Stage by stage the same agreements as run_compute. */
 static status run_diagnostics(trainer *t) {
     MPI_Comm world = t->roles.world;
-    diag *d = NULL;
-    channel_receiver *receiver = NULL;
+    watcher w = {0};
     status s = comm_agree(world, STATUS_OK);              /* shapes and data */
     if (s == STATUS_OK) s = comm_agree(world, STATUS_OK); /* memory */
     if (s == STATUS_OK) s = share_derived(t);
     if (s == STATUS_OK) s = comm_agree(world, STATUS_OK); /* run folder */
     if (s == STATUS_OK) {
         if (t->roles.oversubscribed && nice(10) == -1) log_debug("the diagnostics rank keeps its priority");
-        status mine = open_log(t);
-        if (mine == STATUS_OK)
-            mine = diag_open(&d, &t->c, t->c.run.dir, t->derived.device, t->roles.tp, t->roles.dp, t->derived.host);
-        if (mine == STATUS_OK) mine = channel_receiver_open(&receiver, &t->roles);
-        s = comm_agree(world, mine);
+        s = comm_agree(world, open_watcher(&w, t));
         if (s == STATUS_OK) {
-            s = diag_serve(d, receiver, t->roles.tp * t->roles.dp);
-            channel_receiver_close(receiver);
-        } else if (receiver) {
-            channel_receiver_abandon(receiver);
+            s = serve(&w, t);
+        } else {
+            if (w.receiver) channel_receiver_abandon(w.receiver);
+            if (w.relay) channel_sender_abandon(w.relay);
         }
     }
-    status closed = diag_close(d);
+    status closed = diag_close(w.diag);
     return s == STATUS_OK ? closed : s;
 }
 

@@ -194,6 +194,100 @@ static void a_local_channel_is_served(void **state) {
     check_sql("SELECT last_step FROM sessions", 50);
 }
 
+/* ---- two diagnostics ranks in one process: what the second sends through a local channel goes to the first ---- */
+
+typedef struct two_ranks {
+    config config;
+    diag *first, *second;
+    channel_sender *relay;
+    channel_receiver *from_second;
+} two_ranks;
+
+static void open_two(two_ranks *t) {
+    t->config = test_config();
+    t->config.diagnostics.ranks = 2;
+    check_status(channel_local_open(&t->relay, &t->from_second), STATUS_OK);
+    t->first = open_diag(&t->config);
+    check_status(diag_open_further(&t->second, &t->config, 1, t->relay), STATUS_OK);
+}
+
+/* Hands the first rank `count` messages of the second's, `cut` bytes left off their ends. Returns the credits. */
+static int relay(two_ranks *t, int count, size_t cut) {
+    int credits = 0;
+    for (int i = 0; i < count; i++) {
+        channel_message m;
+        check_status(channel_receive(t->from_second, &m), STATUS_OK);
+        m.sender = SENDERS;
+        m.bytes -= cut;
+        credits += diag_take(t->first, &m, SENDERS);
+        channel_release(t->from_second, &m);
+    }
+    return credits;
+}
+
+static void close_two(two_ranks *t) {
+    check_status(diag_close(t->second), STATUS_OK);
+    check_status(channel_sender_close(t->relay), STATUS_OK);
+    channel_receiver_close(t->from_second);
+    send_finish(t->first);
+    check_status(diag_close(t->first), STATUS_OK);
+}
+
+static void send_both_shares(diag *d, const config *c, int64_t step, int credits) {
+    assert_int_equal(send_share(d, c, 0, step, 0), 0);
+    assert_int_equal(send_share(d, c, 1, step, 0), credits);
+}
+
+/* Whoever is first, a snapshot is done when the spectra of both are there; both know what one alone computes. */
+static void spectra_of_two_ranks_meet(void **state) {
+    two_ranks t;
+    config alone = test_config();
+    diag *d = open_diag(&alone);
+    send_both_shares(d, &alone, 20, 1);
+    check_status(diag_close(d), STATUS_OK);
+    double matrices = rundb_number("SELECT count(*) FROM matrices");
+    double sum = rundb_number("SELECT sum(lambda_max * matrix_id) FROM spectra");
+    unlink(rundb_path);
+    open_two(&t);
+    send_both_shares(t.second, &t.config, 10, 1);
+    assert_int_equal(relay(&t, 1, 0), 0); /* before any share has come to the first */
+    send_both_shares(t.first, &t.config, 10, 1);
+    send_both_shares(t.first, &t.config, 20, 0);
+    send_both_shares(t.second, &t.config, 20, 1);
+    assert_int_equal(relay(&t, 1, 0), 1);
+    close_two(&t);
+    check_sql("SELECT count(*) FROM snapshots WHERE status = 'done' AND compute_ms > 0", 2);
+    check_sql("SELECT count(*) FROM spectra WHERE status = 'ok'", 2 * matrices);
+    check_sql("SELECT count(*) FROM esd", matrices);
+    check_sql("SELECT sum(lambda_max * matrix_id) FROM spectra JOIN snapshots USING(snapshot_id) WHERE step = 20", sum);
+    check_sql("SELECT count(*) FROM events", 0);
+}
+
+/* What one of two ranks cannot do, damages or never sends: that snapshot is failed, with the reason, and no other. */
+static void a_missing_half_is_a_failed_snapshot(void **state) {
+    two_ranks t;
+    open_two(&t);
+    assert_int_equal(send_share(t.second, &t.config, 0, 1, 0), 0);
+    assert_int_equal(send_share(t.second, &t.config, 1, 1, 4), 1); /* cut off: an event, and a part without spectra */
+    send_both_shares(t.first, &t.config, 1, 0);
+    assert_int_equal(relay(&t, 2, 0), 1);
+    send_both_shares(t.first, &t.config, 2, 0);
+    send_both_shares(t.second, &t.config, 2, 1);
+    assert_int_equal(relay(&t, 1, 8), 1);
+    send_both_shares(t.first, &t.config, 3, 0);
+    send_both_shares(t.second, &t.config, 3, 1);
+    assert_int_equal(relay(&t, 1, 0), 1);
+    send_both_shares(t.first, &t.config, 4, 0); /* the second is gone */
+    assert_int_equal(diag_give_up(t.first, SENDERS), 1);
+    close_two(&t);
+    check_sql("SELECT count(*) FROM snapshots WHERE status = 'failed' AND step IN (1, 2, 4)", 3);
+    check_sql("SELECT count(*) FROM snapshots WHERE status = 'done' AND step = 3", 1);
+    check_sql("SELECT count(*) FROM events WHERE kind = 'fault' AND step = 1 AND message LIKE 'rank 1%'", 1);
+    check_sql("SELECT count(*) FROM events WHERE kind = 'snapshot' AND message LIKE '%rank 1: a share was refused'", 1);
+    check_sql("SELECT count(*) FROM events WHERE kind = 'snapshot' AND step = 2 AND message LIKE '%bytes where%'", 1);
+    check_sql("SELECT count(*) FROM events WHERE kind = 'snapshot' AND step = 4 AND message LIKE '%1 of 2%'", 1);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup_teardown(shares_become_spectra, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(broken_snapshots_do_not_stop_the_service, rundb_setup, rundb_teardown),
@@ -201,6 +295,8 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup_teardown(another_model_is_a_failed_snapshot, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(records_become_rows, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(lost_records_are_an_error, rundb_setup, rundb_teardown),
+    cmocka_unit_test_setup_teardown(spectra_of_two_ranks_meet, rundb_setup, rundb_teardown),
+    cmocka_unit_test_setup_teardown(a_missing_half_is_a_failed_snapshot, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(a_local_channel_is_served, rundb_setup, rundb_teardown),
 };
 

@@ -1,0 +1,25 @@
+/* Private to diag/: what a further diagnostics rank sends the first one of each snapshot, the spectra of its layers.
+ *
+ * A message is a part_head, then one spectrum for each matrix of those layers in the order of maps_matrices(), then,
+ * with `values`, their singular values in the same order. Diagnostics rank i of n has layers i, i + n, ... */
+#pragma once
+
+#include "diag/maps.h"
+
+enum { DIAG_PART = 64 }; /* the message's kind, beside diag_record_kind */
+
+typedef struct part_head {
+    double compute_ms;
+    int32_t done, values; /* not done: there is no row, and why says the reason */
+    char why[240];
+} part_head;
+
+/* A new message of rank i of n, malloc'ed; NULL without memory. Where head->done, rows [maps_count] and, where
+ * head->values, values [maps_value_count] of all matrices are read. */
+void *part_pack(const maps *m, int i, int n, const part_head *head, const spectrum *rows, const double *values,
+                size_t *bytes);
+
+/* The opposite: into the places of that rank's matrices; others are left as they are. DATA when the message is not of
+ * the bytes that it should have. */
+status part_unpack(const maps *m, int i, int n, const void *message, size_t bytes, part_head *head, spectrum *rows,
+                   double *values);
