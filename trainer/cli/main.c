@@ -12,6 +12,7 @@ static const command commands[] = {
     {"plan", "parameters, memory, communication and launch lines of a configuration", cmd_plan},
     {"train", "pretrain a model (under mpirun or srun)", cmd_train},
     {"query", "ask a run's spectral history database", cmd_query},
+    {"findings", "judge runs: onset, propagation, collapse and prevention as tests", cmd_findings},
     {"version", "what this program is", cmd_version},
 };
 
