@@ -47,11 +47,11 @@ enum { NULLS_MOST_DIMS = 8, NULLS_MOST_RATIOS = 2 };
  * content of the query's entries, of the key's]. */
 typedef struct nulls_shape {
     nulls_kind kind;
-    bool channel;                        /* block: A B^T */
+    bool channel;                        /* A B^T, not A^T B */
     int dim_count, dim[NULLS_MOST_DIMS]; /* chain, mixed: all dimensions, any order */
     int half;                            /* mixed: half of one of dim; >= rank */
-    int content, copies;                 /* block: rows of the content part; heads whose rope queries are summed */
-    int rope, latent, q_latent, width;   /* block: D_r, R, R_q, d */
+    int content, copies, rope;           /* maps: rows of the content part; heads whose rope queries are summed; D_r */
+    int latent, q_latent, width;         /* maps: R and R_q (0: none), d */
     int rank;                            /* r */
     int ratio_count;
 } nulls_shape;

@@ -20,43 +20,43 @@ static void add_down(nulls_shape *s, const config *c) {
     add_dim(s, 2 * s->half);
 }
 
-static void block_shape(nulls_shape *s, const config *c, bool layer, bool channel) {
-    int64_t heads = layer ? c->model.heads : 1;
-    s->kind = NULLS_BLOCK;
+/* What a map is made of, whatever its kind. */
+static void add_parts(nulls_shape *s, const config *c, int64_t content, int64_t copies, int64_t rope, bool channel) {
+    bool decoupled = c->attention.variant == VARIANT_MLA_DECOUPLED;
     s->channel = channel;
-    s->content = (int)(heads * c->attention.qk_nope_head_dim);
-    s->copies = (int)heads;
-    s->rope = (int)c->attention.qk_rope_head_dim;
-    s->latent = (int)c->attention.kv_lora_rank;
-    s->q_latent = (int)c->attention.q_lora_rank;
+    s->content = (int)content;
+    s->copies = (int)copies;
+    s->rope = (int)rope;
+    s->latent = c->attention.variant == VARIANT_MHA || content == 0 ? 0 : (int)c->attention.kv_lora_rank;
+    s->q_latent = decoupled ? (int)c->attention.q_lora_rank : 0;
     s->width = (int)c->model.width;
 }
 
 /* Score form: d, [R_q,] rows, what is behind the keys, d. Channel form: the same circle cut open at the rows. */
-static void chain_shape(nulls_shape *s, const config *c, int64_t rows, bool latent, bool channel) {
-    add_dim(s, c->model.width);
-    if (c->attention.variant == VARIANT_MLA_DECOUPLED && c->attention.q_lora_rank) add_dim(s, c->attention.q_lora_rank);
+static void add_chain(nulls_shape *s, const config *c) {
+    int rows = s->content + s->rope;
+    add_dim(s, s->width);
+    if (s->q_latent) add_dim(s, s->q_latent);
     add_dim(s, rows);
-    if (latent) add_down(s, c);
-    add_dim(s, channel ? rows : c->model.width);
+    if (s->latent) add_down(s, c);
+    add_dim(s, s->channel ? rows : s->width);
 }
 
 bool nulls_shape_of(const config *c, const maps_matrix *m, nulls_shape *out) {
     bool layer = m->scope == MAPS_layer, channel = m->form == MAPS_channel;
     bool decoupled = c->attention.variant == VARIANT_MLA_DECOUPLED, mha = c->attention.variant == VARIANT_MHA;
-    int64_t heads = !layer ? 1 : mha ? c->model.kv_heads : c->model.heads;
+    int64_t heads = layer ? c->model.heads : 1, rope = c->attention.qk_rope_head_dim;
+    int64_t content = decoupled ? heads * c->attention.qk_nope_head_dim
+                                : (layer && mha ? c->model.kv_heads : heads) * c->model.head_dim;
     *out = (nulls_shape){.kind = NULLS_CHAIN};
     if (m->form == MAPS_weight) {
         add_dim(out, m->rows);
         add_dim(out, m->cols);
-    } else if (decoupled && m->part == MAPS_full) {
-        block_shape(out, c, layer, channel);
-    } else if (m->part == MAPS_rope) {
-        chain_shape(out, c, c->attention.qk_rope_head_dim, false, channel);
-    } else if (m->part == MAPS_content) {
-        chain_shape(out, c, heads * c->attention.qk_nope_head_dim, true, channel);
-    } else if (m->part == MAPS_full) {
-        chain_shape(out, c, heads * c->model.head_dim, !mha, channel);
+    } else if (m->part == MAPS_full || m->part == MAPS_content || m->part == MAPS_rope) {
+        bool block = decoupled && m->part == MAPS_full;
+        if (block) out->kind = NULLS_BLOCK;
+        add_parts(out, c, m->part == MAPS_rope ? 0 : content, heads, block || m->part == MAPS_rope ? rope : 0, channel);
+        if (!block) add_chain(out, c);
     } else {
         return false;
     }
