@@ -716,7 +716,7 @@ static bool contains(const config_list *list, const char *word) {
 }
 
 static status check_diagnostics(const loader *l) {
-    static names scopes = {"head", "layer", NULL}, parts = {"full", "content", "rope", NULL},
+    static names scopes = {"head", "layer", NULL}, parts = {"full", "content", "rope", "ov", NULL},
                  forms = {"score", "channel", "weight", NULL};
     const config *c = l->config;
     TRY(check_words(l, &c->diagnostics.scopes, "diagnostics.scopes", scopes));
@@ -726,10 +726,15 @@ static status check_diagnostics(const loader *l) {
     RULE(c->diagnostics.ranks > c->model.layers, diagnostics.ranks,
          "diagnostics ranks divide the layers, and the model has %lld", (long long)c->model.layers);
     /* A choice that leaves nothing to record would only be noticed when the run is over. */
-    RULE(c->attention.variant != VARIANT_MLA_DECOUPLED && !contains(&c->diagnostics.parts, "full"), diagnostics.parts,
-         "attention.variant %s has no content and rope parts, only full", config_variant_name(c->attention.variant));
-    RULE(!contains(&c->diagnostics.scopes, "head") && !contains(&c->diagnostics.forms, "score"), diagnostics.forms,
-         "diagnostics.scopes: layer is recorded in the score form only");
+    const config_list *forms_on = &c->diagnostics.forms, *parts_on = &c->diagnostics.parts;
+    bool weights = contains(forms_on, "weight"), latent = c->attention.variant != VARIANT_MHA;
+    RULE(c->attention.variant != VARIANT_MLA_DECOUPLED && !contains(parts_on, "full") && !contains(parts_on, "ov") &&
+             !weights,
+         diagnostics.parts, "attention.variant %s has no content and rope parts, only full and ov",
+         config_variant_name(c->attention.variant));
+    RULE(!contains(&c->diagnostics.scopes, "head") && !contains(forms_on, "score") && !(weights && latent),
+         diagnostics.forms, "diagnostics.scopes: layer is recorded in the score form only%s",
+         latent ? ", and as weights that heads share" : "");
     return STATUS_OK;
 }
 
@@ -748,8 +753,6 @@ static status check_supported(const loader *l) {
     RULE(c->train.recompute != RECOMPUTE_NONE, train.recompute, "this version keeps all activations (none)");
     RULE(c->data.document_mask, data.document_mask, "this version attends across document ends (false)");
     RULE(c->parallel.zero != 0, parallel.zero, "this version keeps the optimizer state on every rank (0)");
-    RULE(contains(&c->diagnostics.forms, "weight"), diagnostics.forms,
-         "this version has no spectra of single weights; use score and channel");
     RULE(c->diagnostics.alerts.count > 0, diagnostics.alerts, "this version raises no alerts");
     RULE(c->checkpoint.every > 0, checkpoint.every, "this version writes no checkpoints (0)");
     RULE(c->checkpoint.keep_every > 0, checkpoint.keep_every, "this version writes no checkpoints (0)");

@@ -76,7 +76,7 @@
     KEY(every, I, , "10", 1, 1000000000, "steps between snapshots")                                                    \
     KEY(dense_until, I, , "0", 0, 1000000000, "a snapshot after every step up to this one")                            \
     KEY(scopes, L, , "head,layer", 0, 0, "head, layer")                                                                \
-    KEY(parts, L, , "full,content,rope", 0, 0, "full, content, rope")                                                  \
+    KEY(parts, L, , "full,content,rope", 0, 0, "full, content, rope, ov")                                              \
     KEY(forms, L, , "score,channel", 0, 0, "score, channel, weight")                                                   \
     KEY(sigma2, E, config_sigma2, "trace", 0, 0, "how the variance is estimated: trace, median or fit")                \
     KEY(esd_every, I, , "0", 0, 1000000000, "steps between stored singular values; 0 is never")                        \

@@ -11,12 +11,12 @@ static const char *after_dot(const char *name) {
 }
 
 static chain_tensor shared(const char *name, int64_t rows, int64_t cols) {
-    return (chain_tensor){.name = name,
-                          .rows = rows,
-                          .cols = cols,
-                          .used = (int)rows,
-                          .weight = rows > 1 ? after_dot(name) : NULL,
-                          .part = MAPS_full};
+    return (chain_tensor){
+        .name = name, .rows = rows, .cols = cols, .used = (int)rows, .weight = after_dot(name), .part = MAPS_full};
+}
+
+static chain_tensor gain(const char *name, int64_t cols) {
+    return (chain_tensor){.name = name, .rows = 1, .cols = cols, .used = 1};
 }
 
 static chain_tensor by_head(const char *name, int64_t heads, int64_t block, int64_t cols) {
@@ -89,7 +89,7 @@ static void add_decoupled(chain *k, const config *c) {
     t[CHAIN_QUERY] =
         by_head(q_latent ? "attention.W_UQ" : "attention.W_Q", heads, nope + rope, q_latent ? q_latent : d);
     if (q_latent) t[CHAIN_Q_DOWN] = shared("attention.W_DQ", q_latent, d);
-    if (q_latent && c->attention.latent_norm) t[CHAIN_Q_NORM] = shared("attention.q_latent_norm", 1, q_latent);
+    if (q_latent && c->attention.latent_norm) t[CHAIN_Q_NORM] = gain("attention.q_latent_norm", q_latent);
     t[CHAIN_DOWN] = shared("attention.W_DKV", latent, d);
     t[CHAIN_UP] = by_head("attention.W_UKV", heads, nope + c->attention.v_head_dim, latent);
     t[CHAIN_UP].used = (int)nope; /* a head's rows are [k_n | v] */
@@ -100,7 +100,7 @@ static void add_decoupled(chain *k, const config *c) {
 chain chain_of(const config *c) {
     int64_t d = c->model.width, dim = c->model.head_dim;
     chain k = {.content = (int)dim};
-    k.slot[CHAIN_NORM] = (chain_tensor){.name = "attention_norm", .rows = 1, .cols = d, .used = 1};
+    k.slot[CHAIN_NORM] = gain("attention_norm", d);
     switch (c->attention.variant) {
     case VARIANT_MHA:
         k.slot[CHAIN_QUERY] = by_head("attention.W_Q", c->model.heads, dim, d);
@@ -114,7 +114,7 @@ chain chain_of(const config *c) {
         break;
     }
     if (c->attention.variant != VARIANT_MHA && c->attention.latent_norm)
-        k.slot[CHAIN_KV_NORM] = shared("attention.latent_norm", 1, c->attention.kv_lora_rank);
+        k.slot[CHAIN_KV_NORM] = gain("attention.latent_norm", c->attention.kv_lora_rank);
     if (records_ov(c)) add_ov(&k, c);
     return k;
 }

@@ -399,7 +399,22 @@ static void rules(void **state) {
     expect_rule("model: {size: tiny}\ndiagnostics: {forms: []}\n", "diagnostics.forms", "empty");
     expect_rule("model: {size: tiny}\ndiagnostics: {parts: [content, rope]}\n", "diagnostics.parts", "only full");
     expect_rule("model: {size: tiny}\ndiagnostics: {scopes: layer, forms: channel}\n", "diagnostics.forms", "score");
+    expect_rule("model: {size: tiny}\ndiagnostics: {scopes: layer, forms: weight}\n", "diagnostics.forms", "score");
     config c;
+    static const char *const recorded[] = {"{parts: ov}", "{parts: [full, ov], forms: [weight]}",
+                                           "{parts: content, forms: weight}", "{scopes: layer, forms: score}"};
+    for (int i = 0; i < 4; i++) {
+        char text[96];
+        snprintf(text, sizeof text, "model: {size: tiny}\ndiagnostics: %s\n", recorded[i]);
+        check_status(load(&c, text, NULL), STATUS_OK);
+        config_free(&c);
+    }
+    check_status(load(&c,
+                      "model: {size: tiny}\nattention: {variant: mla-decoupled}\n"
+                      "diagnostics: {scopes: layer, forms: weight}\n",
+                      NULL),
+                 STATUS_OK);
+    config_free(&c);
     static const char *const schedules[] = {"{steps: 10, warmup: 10}", "{steps: 1, warmup: 0}",
                                             "{steps: 0, warmup: 0}"};
     for (int i = 0; i < 3; i++) {
@@ -412,9 +427,8 @@ static void rules(void **state) {
 
 static void unsupported(void **state) {
     static const char *const asked[][3] = {
-        {"train", "recompute", "full"},       {"data", "document_mask", "true"},    {"parallel", "zero", "1"},
-        {"diagnostics", "forms", "[weight]"}, {"diagnostics", "alerts", "[spike]"}, {"checkpoint", "every", "5"},
-        {"checkpoint", "keep_every", "5"},
+        {"train", "recompute", "full"},       {"data", "document_mask", "true"}, {"parallel", "zero", "1"},
+        {"diagnostics", "alerts", "[spike]"}, {"checkpoint", "every", "5"},      {"checkpoint", "keep_every", "5"},
     };
     for (size_t i = 0; i < sizeof asked / sizeof *asked; i++)
         expect_error(asked[i][0], asked[i][1], asked[i][2], asked[i][1]);
