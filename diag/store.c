@@ -248,7 +248,7 @@ status store_close(store *s) {
         store_add(s, &r);
     }
     sqlite3_busy_timeout(s->db, OPEN_WAIT_MS);
-    status result = store_flush(s);
+    status result = store_flush_last(s);
     if (result != STATUS_OK) log_error("%s: %d records were never written", s->path, s->waiting_count);
     if (result == STATUS_OK && s->lost > 0)
         result = status_fail(STATUS_IO, "%s: %d records were lost; log.txt says why", s->path, s->lost);

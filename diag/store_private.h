@@ -29,6 +29,7 @@ struct store {
     int waiting_count, lost;
     size_t waiting_bytes;
     int64_t failures; /* of flushes, since the last that succeeded */
+    int last_error;
     bool ended;
 };
 
@@ -51,8 +52,12 @@ void store_unprepare(store *s);
 /* The rows of one record, inside the caller's transaction. */
 int store_write_record(store *s, const waiting *w);
 
-/* The steps of this session so far. */
-int store_write_steps_seen(store *s);
+/* The steps of this session up to last. */
+int store_write_steps_seen(store *s, int64_t last);
+
+/* As store_flush, at the end: what does not fit on the disk gives its spectra up, oldest first, for the sake of the
+ * rest. */
+status store_flush_last(store *s);
 
 /* Forgets all records that wait. */
 void store_forget(store *s);

@@ -1,5 +1,6 @@
-/* Records on their way to the database. A transient failure (locked, disk full, I/O) rolls the transaction back and
- * keeps them; a record that the database will never take is dropped, logged and counted. */
+/* Records on their way to the database, in transactions of some at a time, so that much that waits is not all or
+ * nothing. A failure that may pass (locked, disk full, I/O) undoes one transaction and keeps its records; a record that
+ * the database will never take is dropped, logged and counted. */
 #include "core/log.h"
 #include "diag/database.h"
 #include "diag/store_private.h"
@@ -9,7 +10,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const size_t MOST_WAITING_BYTES = (size_t)256 << 20;
+enum { PART_RECORDS = 256 }; /* at most, in a transaction; not one more when they are of */
+static const size_t PART_BYTES = (size_t)4 << 20, MOST_WAITING_BYTES = (size_t)256 << 20;
 
 static void free_rows(waiting *w) {
     if (w->record.kind != STORE_SNAPSHOT) return;
@@ -19,17 +21,17 @@ static void free_rows(waiting *w) {
     w->record.snapshot.values = NULL;
 }
 
-/* A database that stays away must not cost all memory: the oldest spectra go, their snapshots are recorded as failed.
- */
-static void bound_memory(store *s) {
-    for (waiting *w = s->first; w && s->waiting_bytes > MOST_WAITING_BYTES; w = w->next) {
-        if (w->record.kind != STORE_SNAPSHOT || !w->record.snapshot.rows) continue;
-        free_rows(w);
-        w->record.snapshot.status = "failed";
-        s->waiting_bytes -= w->bytes;
-        w->bytes = 0;
-        s->lost++;
-    }
+/* The oldest snapshot that waits goes without its spectra, and is recorded as failed. False when none has any. */
+static bool lose_spectra(store *s) {
+    waiting *w = s->first;
+    while (w && (w->record.kind != STORE_SNAPSHOT || !w->record.snapshot.rows)) w = w->next;
+    if (!w) return false;
+    free_rows(w);
+    w->record.snapshot.status = "failed";
+    s->waiting_bytes -= w->bytes;
+    w->bytes = 0;
+    s->lost++;
+    return true;
 }
 
 static size_t rows_bytes(const store *s, const store_snapshot *r) {
@@ -62,7 +64,8 @@ void store_add(store *s, const store_record *record) {
     s->last = &w->next;
     s->waiting_count++;
     s->waiting_bytes += w->bytes;
-    bound_memory(s);
+    /* A database that stays away must not cost all memory. */
+    while (s->waiting_bytes > MOST_WAITING_BYTES && lose_spectra(s)) continue;
 }
 
 void store_event(store *s, int64_t step, const char *level, const char *kind, const char *format, ...) {
@@ -76,49 +79,125 @@ void store_event(store *s, int64_t step, const char *level, const char *kind, co
     store_add(s, &r);
 }
 
-void store_forget(store *s) {
-    while (s->first) {
-        waiting *next = s->first->next;
-        free_rows(s->first);
-        free(s->first);
-        s->first = next;
+/* Forgets the first records, up to `end`. */
+static void forget(store *s, const waiting *end) {
+    while (s->first != end) {
+        waiting *w = s->first;
+        s->first = w->next;
+        s->waiting_count--;
+        s->waiting_bytes -= w->bytes;
+        free_rows(w);
+        free(w);
     }
-    s->last = &s->first;
-    s->waiting_count = 0;
-    s->waiting_bytes = 0;
+    if (!s->first) s->last = &s->first;
+}
+
+void store_forget(store *s) {
+    forget(s, NULL);
+}
+
+/* ---- writing ---- */
+
+/* Records that go in one transaction. */
+typedef struct part {
+    waiting *end; /* the first one behind it */
+    int tried, refused;
+    size_t bytes;
+    int64_t last_step; /* of its training steps; -1: none */
+} part;
+
+/* One record, as a whole or not at all. */
+static int write_whole(store *s, const waiting *w) {
+    int rc = sqlite3_exec(s->db, "SAVEPOINT record", NULL, NULL, NULL);
+    if (rc == SQLITE_OK) rc = store_write_record(s, w);
+    if (rc == SQLITE_OK) return sqlite3_exec(s->db, "RELEASE record", NULL, NULL, NULL);
+    if (!database_error_passes(rc)) {
+        log_error("%s refuses a record, which is lost: %s", s->path, sqlite3_errmsg(s->db));
+        sqlite3_exec(s->db, "ROLLBACK TO record; RELEASE record", NULL, NULL, NULL);
+    }
+    return rc;
+}
+
+static int write_records(store *s, part *p, int most) {
+    for (waiting *w = s->first; w && p->tried < most && p->bytes < PART_BYTES; w = w->next) {
+        p->tried++;
+        int rc = write_whole(s, w);
+        if (rc != SQLITE_OK && database_error_passes(rc)) return rc;
+        p->refused += rc != SQLITE_OK;
+        p->bytes += w->bytes;
+        p->end = w->next;
+        if (w->record.kind == STORE_STEP) p->last_step = w->record.step.step;
+    }
+    return p->last_step < 0 ? SQLITE_OK : store_write_steps_seen(s, p->last_step);
+}
+
+/* The first `most` records in one transaction, or fewer that are large. After a failure, whose text is put into why,
+ * nothing of it is written. */
+static int write_part(store *s, part *p, int most, char *why, size_t size) {
+    *p = (part){.last_step = -1};
+    int rc = sqlite3_exec(s->db, "BEGIN IMMEDIATE", NULL, NULL, NULL);
+    if (rc == SQLITE_OK) rc = write_records(s, p, most);
+    if (rc == SQLITE_OK) rc = sqlite3_exec(s->db, "COMMIT", NULL, NULL, NULL);
+    if (rc == SQLITE_OK) return rc;
+    snprintf(why, size, "%s", sqlite3_errmsg(s->db));
+    sqlite3_exec(s->db, "ROLLBACK", NULL, NULL, NULL);
+    return rc;
 }
 
 /* The first failure in a row leaves an event; the others are counted. */
-static status note_failure(store *s, int rc) {
-    char why[200];
-    snprintf(why, sizeof(why), "%s", sqlite3_errmsg(s->db));
-    sqlite3_exec(s->db, "ROLLBACK", NULL, NULL, NULL);
+static status note_failure(store *s, const char *why) {
     if (s->failures++ == 0) {
         log_warn("%s could not be written (%s); %d records wait for the next attempt", s->path, why, s->waiting_count);
         store_event(s, s->last_step, "warn", "fault",
                     "the database could not be written: %s; records were kept and written later", why);
     }
-    return status_fail(STATUS_IO, "%s could not be written: %s", s->path, rc == SQLITE_OK ? "" : why);
+    return status_fail(STATUS_IO, "%s could not be written: %s", s->path, why);
 }
 
-status store_flush(store *s) {
-    if (!s->first) return STATUS_OK;
-    int rc = sqlite3_exec(s->db, "BEGIN IMMEDIATE", NULL, NULL, NULL);
-    if (rc != SQLITE_OK) return note_failure(s, rc);
-    for (const waiting *w = s->first; w; w = w->next) {
-        rc = store_write_record(s, w);
-        if (rc == SQLITE_OK) continue;
-        if (database_error_passes(rc)) return note_failure(s, rc);
-        log_error("%s refuses a record, which is lost: %s", s->path, sqlite3_errmsg(s->db));
-        s->lost++;
-    }
-    rc = store_write_steps_seen(s);
-    if (rc == SQLITE_OK) rc = sqlite3_exec(s->db, "COMMIT", NULL, NULL, NULL);
-    if (rc != SQLITE_OK) return note_failure(s, rc);
+static void note_success(store *s) {
     if (s->failures > 0) log_info("%s takes records again after %lld failed attempts", s->path, (long long)s->failures);
     s->failures = 0;
-    store_forget(s);
+}
+
+static bool is_lock(int rc) {
+    return (rc & 0xff) == SQLITE_BUSY || (rc & 0xff) == SQLITE_LOCKED;
+}
+
+/* The log's content into the file, so that the log begins again: room where the disk has none. */
+static bool empty_log(store *s) {
+    return s->wal && sqlite3_wal_checkpoint_v2(s->db, NULL, SQLITE_CHECKPOINT_TRUNCATE, NULL, NULL) == SQLITE_OK;
+}
+
+/* Where all do not fit on the disk, some may; a lock would only be waited for again. */
+status store_flush(store *s) {
+    char why[200];
+    part p;
+    bool emptied = false;
+    for (int most = PART_RECORDS; s->first;) {
+        int rc = write_part(s, &p, most, why, sizeof(why));
+        if (rc == SQLITE_OK) {
+            s->lost += p.refused;
+            forget(s, p.end);
+        } else if (p.tried > 1 && !is_lock(rc)) {
+            most = p.tried / 2;
+        } else if (!emptied && !is_lock(rc) && empty_log(s)) {
+            emptied = true;
+        } else {
+            s->last_error = rc;
+            return note_failure(s, why);
+        }
+    }
+    note_success(s);
     return STATUS_OK;
+}
+
+status store_flush_last(store *s) {
+    status result = store_flush(s);
+    while (result != STATUS_OK && !is_lock(s->last_error) && lose_spectra(s)) {
+        status_clear();
+        result = store_flush(s);
+    }
+    return result;
 }
 
 bool store_is_cheap(const store *s) {

@@ -247,12 +247,11 @@ int store_write_record(store *s, const waiting *w) {
     return SQLITE_INTERNAL;
 }
 
-int store_write_steps_seen(store *s) {
+int store_write_steps_seen(store *s, int64_t last) {
     sqlite3_stmt *q = s->sql[SQL_steps_seen];
-    if (s->first_step < 0) return SQLITE_OK;
     sqlite3_bind_int64(q, 1, s->run_id);
     sqlite3_bind_int64(q, 2, s->attempt);
     sqlite3_bind_int64(q, 3, s->first_step);
-    sqlite3_bind_int64(q, 4, s->last_step);
+    sqlite3_bind_int64(q, 4, last);
     return store_run(q);
 }

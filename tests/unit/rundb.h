@@ -39,6 +39,20 @@ static inline int rundb_files(void) {
     return n;
 }
 
+/* The sizes of its files together. */
+static inline off_t rundb_bytes(void) {
+    off_t sum = 0;
+    DIR *d = opendir(rundb_folder);
+    for (struct dirent *e; d && (e = readdir(d));) {
+        char path[400];
+        struct stat info;
+        snprintf(path, sizeof(path), "%s/%s", rundb_folder, e->d_name);
+        if (e->d_name[0] != '.' && stat(path, &info) == 0) sum += info.st_size;
+    }
+    closedir(d);
+    return sum;
+}
+
 static inline sqlite3 *rundb_open(int flags) {
     sqlite3 *db = NULL;
     if (sqlite3_open_v2(rundb_path, &db, flags, NULL) != SQLITE_OK) fail_msg("%s", sqlite3_errmsg(db));

@@ -4,8 +4,9 @@
 #include "rundb.h"
 #include "snapshots.h"
 
-#include <signal.h>
-#include <sys/resource.h>
+#include <errno.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 enum { LAYERS = 2, HEADS = 3 };
 
@@ -262,41 +263,167 @@ static void a_lock_on_the_way_only_delays(void **state) {
     check_sql("SELECT count(*) FROM events WHERE kind = 'fault' AND message LIKE '%database is locked%'", 1);
 }
 
-/* No file may grow, as on a full disk. A few records fail at the commit, many (more than SQLite's cache holds) at an
- * insert: either way the transaction is undone as a whole, and all of it arrives later. */
-static void check_full_disk(int snapshots) {
-    run r;
-    check_status(open_run(&r), STATUS_OK);
-    add_step(&r, 1, 5);
-    check_status(store_flush(r.store), STATUS_OK);
-    struct rlimit limit, small;
-    assert_int_equal(getrlimit(RLIMIT_FSIZE, &limit), 0);
-    small = limit;
-    small.rlim_cur = 60000; /* below what three snapshots with their values add to the log or to the file */
-    signal(SIGXFSZ, SIG_IGN);
-    for (int step = 1; step <= snapshots; step++) add_snapshot(&r, step, true, (uint64_t)step);
-    add_step(&r, 2, 4);
-    assert_int_equal(setrlimit(RLIMIT_FSIZE, &small), 0);
-    status first = store_flush(r.store), second = store_flush(r.store);
-    int waits = store_waiting(r.store);
-    assert_int_equal(setrlimit(RLIMIT_FSIZE, &limit), 0);
-    assert_int_equal(first, STATUS_IO);
-    assert_int_equal(second, STATUS_IO);
-    assert_int_equal(waits, snapshots + 2); /* and one event */
-    status_clear();
-    check_sql("SELECT count(*) FROM train_metrics", 1);
-    int matrices = maps_count(r.maps);
-    close_run(&r);
-    check_sql("SELECT count(*) FROM train_metrics", 2);
-    check_sql("SELECT count(*) FROM spectra", snapshots * matrices);
-    check_sql("SELECT count(*) FROM events WHERE kind = 'fault'", 1);
-    check_sql("SELECT count(*) FROM pragma_integrity_check WHERE integrity_check = 'ok'", 1);
+/* ---- a file system that fails: what SQLite calls to write ---- */
+
+static struct {
+    int error;             /* 0: all is well */
+    off_t capacity_bytes;  /* of all the run's files */
+    int64_t bytes_to_live; /* of a process that is killed in the middle of the write that goes beyond them */
+    ssize_t (*real)(int, const void *, size_t, off_t);
+} disk = {.bytes_to_live = INT64_MAX};
+
+static ssize_t faulty_write(int file, const void *data, size_t bytes, off_t at) {
+    struct stat info = {0};
+    fstat(file, &info);
+    off_t growth = at + (off_t)bytes - info.st_size;
+    if (disk.error != 0 && growth > 0 && rundb_bytes() + growth > disk.capacity_bytes) {
+        errno = disk.error;
+        return -1;
+    }
+    if ((disk.bytes_to_live -= (int64_t)bytes) >= 0) return disk.real(file, data, bytes, at);
+    disk.real(file, data, bytes / 2, at);
+    _exit(0);
 }
 
-static void a_full_disk_only_delays(void **state) {
-    check_full_disk(3);
-    unlink(rundb_path);
-    check_full_disk(250);
+static void use_faulty_disk(void) {
+    sqlite3_vfs *files = sqlite3_vfs_find(NULL);
+    for (int i = 0; i < 2; i++) { /* which of the two SQLite was built with */
+        const char *name = i ? "pwrite64" : "pwrite";
+        sqlite3_syscall_ptr now = files->xGetSystemCall(files, name);
+        if (!now || now == (sqlite3_syscall_ptr)faulty_write) continue;
+        disk.real = (ssize_t(*)(int, const void *, size_t, off_t))now;
+        assert_int_equal(files->xSetSystemCall(files, name, (sqlite3_syscall_ptr)faulty_write), SQLITE_OK);
+    }
+}
+
+/* From now on the run's files grow by no more than that; error 0: they do again. */
+static void fail_writes(int error, off_t room_bytes) {
+    use_faulty_disk();
+    disk.error = error;
+    disk.capacity_bytes = rundb_bytes() + room_bytes;
+}
+
+static int mended_teardown(void **state) {
+    disk.error = 0;
+    return rundb_teardown(state);
+}
+
+static void check_whole(void) {
+    check_sql("SELECT count(*) FROM pragma_integrity_check WHERE integrity_check = 'ok'", 1);
+    check_sql("SELECT count(*) FROM snapshots s WHERE status = 'done' AND (SELECT count(*) FROM matrices) <>"
+              " (SELECT count(*) FROM spectra WHERE snapshot_id = s.snapshot_id)",
+              0);
+}
+
+/* Full, read-only, over quota, broken: the records wait, one event tells, and all of it arrives later. */
+static void a_failing_disk_only_delays(void **state) {
+    static const int errors[] = {ENOSPC, EROFS, EDQUOT, EIO};
+    for (int i = 0; i < 4; i++) {
+        run r;
+        check_status(open_run(&r), STATUS_OK);
+        add_step(&r, 1, 5);
+        check_status(store_flush(r.store), STATUS_OK);
+        for (int step = 1; step <= 3; step++) add_snapshot(&r, step, true, (uint64_t)step);
+        add_step(&r, 2, 4);
+        fail_writes(errors[i], 3000);
+        for (int k = 0; k < 2; k++) {
+            assert_int_equal(store_flush(r.store), STATUS_IO);
+            status_clear();
+        }
+        assert_int_equal(store_waiting(r.store), 5); /* and one event */
+        fail_writes(0, 0);
+        check_sql("SELECT count(*) FROM train_metrics", 1);
+        int matrices = maps_count(r.maps);
+        close_run(&r);
+        check_whole();
+        check_sql("SELECT count(*) FROM train_metrics", 2);
+        check_sql("SELECT last_step FROM sessions", 2);
+        check_sql("SELECT count(*) FROM spectra", 3 * matrices);
+        check_sql("SELECT count(*) FROM events WHERE kind = 'fault'", 1);
+        unlink(rundb_path);
+    }
+}
+
+/* Much that waits is written in parts: what fits is there and no longer waits. */
+static void a_disk_with_some_room_takes_some(void **state) {
+    enum { SNAPSHOTS = 60 };
+    run r;
+    check_status(open_run(&r), STATUS_OK);
+    for (int step = 1; step <= SNAPSHOTS; step++) add_snapshot(&r, step, true, (uint64_t)step);
+    add_step(&r, SNAPSHOTS, 4);
+    fail_writes(ENOSPC, 500000);
+    check_status(store_flush(r.store), STATUS_IO);
+    status_clear();
+    fail_writes(0, 0);
+    int waits = store_waiting(r.store);
+    assert_in_range(waits, 2, SNAPSHOTS);
+    check_sql("SELECT count(*) FROM snapshots", SNAPSHOTS + 2 - waits); /* 1 step and 1 event wait */
+    check_sql("SELECT count(*) FROM train_metrics", 0);
+    check_sql("SELECT last_step IS NULL FROM sessions", 1);
+    close_run(&r);
+    check_whole();
+    check_sql("SELECT count(*) FROM snapshots WHERE status = 'done'", SNAPSHOTS);
+}
+
+/* A disk that stays full to the end: the small things are written, the spectra are counted as lost. */
+static void a_disk_that_stays_full_keeps_the_losses(void **state) {
+    run r;
+    check_status(open_run(&r), STATUS_OK);
+    close_run(&r); /* the tables are there: what is written from here on is rows */
+    check_status(open_run(&r), STATUS_OK);
+    for (int step = 1; step <= 8; step++) {
+        add_step(&r, step, 5);
+        add_snapshot(&r, step, true, (uint64_t)step);
+    }
+    finish(&r);
+    fail_writes(ENOSPC, 14000); /* two pages in the log, no spectra */
+    assert_int_equal(store_close(r.store), STATUS_IO);
+    assert_non_null(strstr(status_message(), "records were lost"));
+    fail_writes(0, 0);
+    status_clear();
+    maps_close(r.maps);
+    check_whole();
+    check_sql("SELECT count(*) FROM train_metrics", 8);
+    check_sql("SELECT count(*) FROM snapshots", 8);
+    assert_true(rundb_number("SELECT count(*) FROM snapshots WHERE status = 'failed'") > 0);
+    check_sql("SELECT count(*) FROM runs WHERE status = 'finished'", 1);
+    check_sql("SELECT count(*) FROM events WHERE kind = 'fault'", 1);
+}
+
+/* Killed in the middle of any of its writes: the file is whole, its snapshots are whole, and the next session goes on.
+ */
+static void killed_in_mid_write(void **state) {
+    int lives = 0;
+    for (int64_t room = 0; lives == 0; room = 2 * room + 7000) {
+        pid_t child = fork();
+        if (child == 0) {
+            run r;
+            check_status(open_run(&r), STATUS_OK);
+            use_faulty_disk();
+            disk.bytes_to_live = room;
+            for (int step = 1; step <= 8; step++) {
+                add_step(&r, step, 5);
+                add_snapshot(&r, step, true, (uint64_t)step);
+                store_flush(r.store);
+            }
+            finish(&r);
+            store_close(r.store);
+            _exit(1);
+        }
+        int code = 0;
+        assert_int_equal(waitpid(child, &code, 0), child);
+        lives = WIFEXITED(code) && WEXITSTATUS(code) == 1;
+        check_whole();
+        run r;
+        check_status(open_run(&r), STATUS_OK);
+        add_step(&r, 12, 5);
+        add_snapshot(&r, 12, true, 12);
+        close_run(&r);
+        check_whole();
+        check_sql("SELECT count(*) FROM sessions", 2);
+        assert_int_equal(rundb_files(), 1);
+        unlink(rundb_path);
+    }
 }
 
 /* What the database will never take does not hold up the rest, and is told at the end. */
@@ -355,7 +482,10 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup_teardown(readers_are_welcome, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(a_locked_database_is_refused, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(a_lock_on_the_way_only_delays, rundb_setup, rundb_teardown),
-    cmocka_unit_test_setup_teardown(a_full_disk_only_delays, rundb_setup, rundb_teardown),
+    cmocka_unit_test_setup_teardown(a_failing_disk_only_delays, rundb_setup, mended_teardown),
+    cmocka_unit_test_setup_teardown(a_disk_with_some_room_takes_some, rundb_setup, mended_teardown),
+    cmocka_unit_test_setup_teardown(a_disk_that_stays_full_keeps_the_losses, rundb_setup, mended_teardown),
+    cmocka_unit_test_setup_teardown(killed_in_mid_write, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(a_refused_record_is_dropped_and_told, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(foreign_files_are_left_alone, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(a_missing_folder_is_an_error, rundb_setup, rundb_teardown),
