@@ -27,7 +27,7 @@ endif()
 if(BULKHEAD_HAS_CUDA)
   # sm_80 is the portable path; sm_90a has Hopper's own instructions.
   if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
-    set(CMAKE_CUDA_ARCHITECTURES 80-real 90a-real)
+    set(CMAKE_CUDA_ARCHITECTURES 80 90a-real) # newer devices compile the first when the program starts
   endif()
   enable_language(CUDA)
   set(CMAKE_CUDA_STANDARD 17)
