@@ -1,0 +1,36 @@
+/* The nulls of a run: fills the columns of diag/nulls_columns.h, from ensembles that are shipped, cached or made in the
+ * background, and fills them later where an ensemble is not there yet. Not thread-safe: one thread serves it. */
+#pragma once
+
+#include "diag/maps.h"
+#include "diag/store.h"
+
+typedef struct nulls nulls;
+
+/* matrices [count] are the maps', as long as n is open. draws of a head's ensemble, a sixteenth of them for a layer's
+ * (docs/design.md section 6.4); 0: edges only. threads make ensembles, in the background; 0: none are needed on this
+ * rank. note [note_bytes]: what is to be told about the cache, "" for nothing. INTERNAL out of memory. */
+status nulls_open(nulls **out, const config *c, const maps_matrix *matrices, int count, const char *run_dir, int draws,
+                  int threads, char *note, size_t note_bytes);
+void nulls_close(nulls *n);
+
+/* From the weights: the edge columns, the ratios, and the gains of the layers that are in the snapshot. rows [count],
+ * values [maps_value_count] as maps_compute leaves them; rows of other layers stay as they are. */
+void nulls_place(nulls *n, const snapshot *s, spectrum *rows, const double *values);
+
+/* The columns against ensembles of all rows that are placed, and keeps a copy of rows where one is missing. r: the
+ * snapshot as it is recorded; its values are not read. */
+void nulls_fill(nulls *n, const store_snapshot *r);
+
+/* A snapshot of before with more columns filled, as it is to be recorded again; rows are malloc'ed. false: none. */
+bool nulls_next_snapshot(nulls *n, store_snapshot *out);
+
+/* A new row of the table of nulls. false: none. */
+bool nulls_next_row(nulls *n, store_null *out);
+
+/* Something to be told once; false: nothing. */
+bool nulls_next_note(nulls *n, char *to, size_t bytes);
+
+/* Waits until all that is missing is made or the time is over; returns the snapshots whose columns are not all there.
+ */
+int nulls_finish(nulls *n, double seconds);
