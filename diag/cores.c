@@ -26,10 +26,19 @@ static void triangular_factor(const maps *m, worker *w, int length, int n, doubl
 
 /* ---------------------------------------------------------------- spectra */
 
+static bool wants_pair(const job *j, int index) {
+    return j->top && j->top->wanted[index];
+}
+
+static void forget_pair(const job *j, int index) {
+    const maps_matrix *x = &j->m->matrices[index];
+    for (int i = 0; i < x->left + x->right; i++) j->top->pairs[x->first_pair + i] = NAN;
+}
+
 static void record(const job *j, int index, spectrum_status why) {
     const maps_matrix *x = &j->m->matrices[index];
-    if (j->wanted) return; /* its pair stays NaN */
     spectrum_clear(&j->out[index], why);
+    if (wants_pair(j, index)) forget_pair(j, index);
     for (int i = 0; i < x->rank; i++) j->values[x->first_value + i] = NAN;
 }
 
@@ -90,33 +99,36 @@ static void settle_sign(float *u, int left, float *v, int right) {
 static void take_pair(const job *j, worker *w, const core_frame *c) {
     const maps_matrix *x = &j->m->matrices[c->index];
     pair_work *p = &w->pair;
-    float *u = j->pairs + x->first_pair, *v = u + x->left;
+    float *u = j->top->pairs + x->first_pair, *v = u + x->left;
     bool turned = c->row_major; /* to LAPACK it is the transpose */
-    if (!finite_rows(w->core, (int64_t)c->rows * c->cols)) return;
-    if (!pair_top(p, w->core, turned ? c->cols : c->rows, turned ? c->rows : c->cols)) return;
+    memcpy(w->spare, w->core, (size_t)c->rows * (size_t)c->cols * sizeof(double));
+    if (!pair_top(p, w->spare, turned ? c->cols : c->rows, turned ? c->rows : c->cols)) {
+        forget_pair(j, c->index);
+        return;
+    }
     const double *core_u = turned ? p->v : p->u, *core_v = turned ? p->u : p->v;
     if (!c->A) {
         narrow(u, core_u, x->left);
         narrow(v, core_v, x->right);
     } else if (!carry_over(j->m, w, u, c->A, c->RB, c->ld, core_v, c->rows) ||
                !carry_over(j->m, w, v, c->B, c->RA, c->ld, core_u, c->rows)) {
-        u[0] = NAN;
+        forget_pair(j, c->index);
         return;
     }
     settle_sign(u, x->left, v, x->right);
 }
 
-/* What is asked of the core in w->core, which has rows x cols before the zeros by shape are dropped: its top pair, or
- * its spectrum now, or when the device has its singular values. */
+/* The spectrum of w->core, which has rows x cols before the zeros by shape are dropped, now or when the device has its
+ * singular values; and its top pair. */
 static void measure(const job *j, worker *w, const core_frame *c) {
-    if (j->wanted) {
-        take_pair(j, w, c);
-    } else if (!j->m->solver_works || !solver_takes(j->m->solver, c->index)) {
-        cores_solve(j, w, c->index, c->rows, c->cols);
-    } else if (finite_rows(w->core, (int64_t)c->rows * c->cols)) {
+    bool finite = finite_rows(w->core, (int64_t)c->rows * c->cols);
+    if (finite && wants_pair(j, c->index)) take_pair(j, w, c);
+    if (!finite) {
+        record(j, c->index, SPECTRUM_STATUS_nonfinite);
+    } else if (j->m->solver_works && solver_takes(j->m->solver, c->index)) {
         solver_put(j->m->solver, c->index, w->core);
     } else {
-        record(j, c->index, SPECTRUM_STATUS_nonfinite);
+        cores_solve(j, w, c->index, c->rows, c->cols);
     }
 }
 
@@ -131,7 +143,7 @@ int cores_list_parts(const job *j, const family *f, int form, int scope, int mat
     int count = 0;
     for (int part = 0; part < MAPS_PART_COUNT; part++) {
         int first = j->m->first[form][part][scope];
-        if (first < 0 || (part == MAPS_ov) != f->values || !job_wants(j, first + matrix)) continue;
+        if (first < 0 || (part == MAPS_ov) != f->values) continue;
         out[count] = all[part];
         out[count++].index = first + matrix;
     }

@@ -187,6 +187,7 @@ static void lay_out(const maps *m, worker *w, arena *a) {
     w->RA = numbers(a, below > head ? below * below : head * head);
     w->RB = numbers(a, below > head ? below * below : head * head);
     w->core = numbers(a, core);
+    w->spare = numbers(a, core);
     w->top = numbers(a, most);
     w->lapack = numbers(a, m->lapack_size);
 }
@@ -289,14 +290,12 @@ void maps_share(maps *m, int share, int shares) {
 
 /* ---------------------------------------------------------------- a layer, a snapshot */
 
-static bool layer_has_work(const job *j, const family *f, int layer) {
+static bool records(const job *j, const family *f) {
     part_rows parts[MAPS_PART_COUNT];
-    const maps *m = j->m;
-    int count = cores_list_parts(j, f, MAPS_score, MAPS_layer, layer, f->layer_content, 1, parts);
-    for (int h = 0; count == 0 && h < m->heads; h++)
-        for (int form = 0; form < MAPS_weight; form++)
-            count += cores_list_parts(j, f, form, MAPS_head, layer * m->heads + h, f->content, 1, parts);
-    return count > 0;
+    return cores_list_parts(j, f, MAPS_score, MAPS_layer, 0, 0, 1, parts) +
+               cores_list_parts(j, f, MAPS_score, MAPS_head, 0, 0, 1, parts) +
+               cores_list_parts(j, f, MAPS_channel, MAPS_head, 0, 0, 1, parts) >
+           0;
 }
 
 /* The maps of one family in one layer. */
@@ -310,7 +309,6 @@ static void compute_family(const job *j, worker *w, int layer, const family *f) 
         int g = h / per_kv, matrix = layer * m->heads + h;
         int channels = cores_list_parts(j, f, MAPS_channel, MAPS_head, matrix, f->content, w->c_rms, channel);
         int scores = cores_list_parts(j, f, MAPS_score, MAPS_head, matrix, f->content, w->c_rms, score);
-        if (channels + scores + whole_count == 0) continue;
         factors_load_left(j, w, f, h);
         if (g != last) factors_load_right(j, w, f, g);
         last = g;
@@ -333,7 +331,7 @@ static void compute_weights(const job *j, worker *w, int layer) {
     const maps *m = j->m;
     for (int i = m->count - 1; i >= 0 && m->matrices[i].form == MAPS_weight; i--) {
         const maps_matrix *x = &m->matrices[i];
-        if (x->layer != layer || !job_wants(j, i)) continue;
+        if (x->layer != layer) continue;
         int slot = slot_of_weight(&m->chain, x->tensor);
         chain_block(w->core, &m->chain.slot[slot], j->tensor[slot], greatest(x->head, 0));
         cores_weight(j, w, i);
@@ -400,7 +398,7 @@ static void compute_layer(const job *j, worker *w, int layer) {
     bool loaded = false;
     for (int i = 0; i < FAMILIES; i++) {
         const family *f = &j->m->family[i];
-        if (!layer_has_work(j, f, layer)) continue;
+        if (!records(j, f)) continue;
         if (!loaded) factors_load_layer(j, w);
         loaded = true;
         compute_family(j, w, layer, f);
@@ -418,8 +416,12 @@ static void compute_layers(maps *m, const job *j) {
 }
 
 status maps_compute(maps *m, const snapshot *s, spectrum *out, double *values) {
+    return maps_compute_pairs(m, s, out, values, NULL);
+}
+
+status maps_compute_pairs(maps *m, const snapshot *s, spectrum *out, double *values, const maps_pairs *top) {
     TRY(find_tensors(m, s));
-    const job j = {.m = m, .out = out, .values = values};
+    const job j = {.m = m, .out = out, .values = values, .top = top};
     bool device = m->solver_works;
     int blas_threads = openblas_get_num_threads();
     openblas_set_num_threads(1); /* the workers are the parallelism */
@@ -430,17 +432,6 @@ status maps_compute(maps *m, const snapshot *s, spectrum *out, double *values) {
 #pragma omp parallel for num_threads(m->workers) schedule(dynamic)
         for (int i = 0; i < m->count; i++) take_from_device(&j, &m->worker[omp_get_thread_num()], i);
     }
-    openblas_set_num_threads(blas_threads);
-    return STATUS_OK;
-}
-
-status maps_top_pairs(maps *m, const snapshot *s, const bool *wanted, float *pairs) {
-    TRY(find_tensors(m, s));
-    for (int64_t i = 0; i < m->pair_count; i++) pairs[i] = NAN;
-    const job j = {.m = m, .wanted = wanted, .pairs = pairs};
-    int blas_threads = openblas_get_num_threads();
-    openblas_set_num_threads(1);
-    compute_layers(m, &j);
     openblas_set_num_threads(blas_threads);
     return STATUS_OK;
 }

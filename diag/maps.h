@@ -61,19 +61,25 @@ int64_t maps_value_count(const maps *m);
  * others is left as it is. */
 void maps_share(maps *m, int share, int shares);
 
+/* Floats of all top pairs. */
+int64_t maps_pair_count(const maps *m);
+
+/* Asked for the top pairs of which matrices [maps_count], and where they go, pairs [maps_pair_count]: the singular pair
+ * u, v of s_1, of norm 1, the first largest entry of u positive; NaN where the matrix has no spectrum or is zero. Pairs
+ * that are not wanted are left as they are. In score form both have the width d: u weighs what queries look at (ov: is
+ * what a head writes), v what keys show (ov: what a head reads). channel: rows of A and of B; weight: rows and columns.
+ * Always LAPACK's, in float64 up to the end. */
+typedef struct maps_pairs {
+    const bool *wanted;
+    float *pairs;
+} maps_pairs;
+
 /* One spectrum a matrix, out [maps_count], and all singular values, values [maps_value_count]; those of a matrix
  * without spectrum are NaN. DATA when the snapshot lacks a tensor or one has another shape. */
 status maps_compute(maps *m, const snapshot *s, spectrum *out, double *values);
 
-/* Floats of all top pairs. */
-int64_t maps_pair_count(const maps *m);
-
-/* The top singular pairs u, v (norm 1, the first largest entry of u positive) of the wanted matrices [maps_count] of
- * the snapshot, into pairs [maps_pair_count]; the others, and what has no spectrum or is zero, are NaN. In score form
- * both have the width d: u weighs what queries look at (ov: what a head writes), v what keys show. channel: D_qk rows
- * of A and of B; weight: rows and columns. Always LAPACK's, float64 up to the end: it costs what maps_compute does for
- * the same matrices. DATA as maps_compute. */
-status maps_top_pairs(maps *m, const snapshot *s, const bool *wanted, float *pairs);
+/* The same, and top pairs; top NULL: none. */
+status maps_compute_pairs(maps *m, const snapshot *s, spectrum *out, double *values, const maps_pairs *top);
 
 /* Whether the spectra of this config need the parameter of that global name: what a snapshot carries. */
 bool maps_wants(const config *c, const char *name);

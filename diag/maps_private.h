@@ -34,7 +34,8 @@ typedef struct worker {
     double *layer_A, *layer_B; /* [M, d] the layer's */
     double *factor, *tau;      /* what a QR overwrites */
     double *RA, *RB;           /* [m, m] triangular factors, column-major */
-    double *core, *lapack;
+    double *core, *spare;      /* the matrix that is measured; the same again, for its vectors */
+    double *lapack;
     double *top;  /* [m] a core's vector on its way to width d */
     double c_rms; /* what the content rows of a key are divided by */
     spectrum_work spectrum;
@@ -65,19 +66,14 @@ struct maps {
     char solver_fault[256];
 };
 
-/* One snapshot at work: its spectra, or the top pairs of what is wanted. */
+/* One snapshot at work. */
 typedef struct job {
     const maps *m;
     const float *const *tensor; /* [CHAIN_SLOTS] the layer's */
     spectrum *out;
     double *values;
-    const bool *wanted; /* [count]; NULL: all spectra */
-    float *pairs;
+    const maps_pairs *top; /* NULL: no pairs */
 } job;
-
-static inline bool job_wants(const job *j, int index) {
-    return !j->wanted || j->wanted[index];
-}
 
 /* A recorded part of a pair of factors: rows [first, first + count) of both; its core is multiplied by scale. */
 typedef struct part_rows {
@@ -103,7 +99,7 @@ void factors_finish_layer(const maps *m, worker *w, const family *f);
 
 /* ---- cores.c ---- */
 
-/* The wanted parts of factors with these blocks of rows, the parts in the order of MAPS_PARTS; returns how many.
+/* The recorded parts of factors with these blocks of rows, the parts in the order of MAPS_PARTS; returns how many.
  * divisor: what B's content rows were divided by. */
 int cores_list_parts(const job *j, const family *f, int form, int scope, int matrix, int content, double divisor,
                      part_rows *out);

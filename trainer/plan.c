@@ -1,17 +1,9 @@
 #include "trainer/plan.h"
 
+#include "core/snapshot_steps.h"
 #include "diag/diag.h"
-#include "trainer/snapshots.h"
 
 #include <stdio.h>
-
-/* How many steps snapshots_due is true for: runs may be far too long to count. */
-static int64_t count_snapshots(const config *c) {
-    int64_t last = c->train.steps, every = c->diagnostics.every;
-    int64_t dense = c->diagnostics.dense_until < last ? c->diagnostics.dense_until : last;
-    if (c->diagnostics.ranks == 0) return 0;
-    return 1 + dense + (last / every - dense / every) + (last > dense && last % every != 0);
-}
 
 /* Forward: scores and weighted sums, 2 operations each, half of the T x T square; backward: 5 products for the 2. */
 static double attention_flops(const attn_dims *d, int64_t layers) {
@@ -58,7 +50,7 @@ status plan_make(plan *out, const config *c) {
                   .micro_batch = micro,
                   .accumulation = batch / dp / micro,
                   .tokens_per_step = batch * c->model.context,
-                  .snapshots = count_snapshots(c)};
+                  .snapshots = snapshot_steps_count(c)};
     if (micro * out->accumulation * dp != batch)
         return status_fail(STATUS_CONFIG, "train.micro_batch: each rank's %ld samples a step are no multiple of %ld",
                            (long)(batch / dp), (long)micro);

@@ -59,10 +59,6 @@ status snapshots_plan(snapshots *out, const model *m, const config *c, const com
     return STATUS_OK;
 }
 
-bool snapshots_due(const config *c, int64_t step) {
-    return step <= c->diagnostics.dense_until || step % c->diagnostics.every == 0 || step == c->train.steps;
-}
-
 bool snapshots_admitted(const config *c, const comm_roles *roles, channel_sender *sender, int64_t step) {
     bool waits = step == 0 || c->diagnostics.when_behind == BEHIND_WAIT;
     int admitted = 0;

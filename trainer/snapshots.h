@@ -18,9 +18,6 @@ typedef struct snapshots {
  * P; layer l comes from data-parallel rank l mod Q. */
 status snapshots_plan(snapshots *out, const model *m, const config *c, const comm_roles *roles);
 
-/* True after the steps that a snapshot is due: 0, all up to dense_until, every every-th, the last. */
-bool snapshots_due(const config *c, int64_t step);
-
 /* Compute ranks decide together (collective over roles->compute) whether the due snapshot is sent: compute rank 0 needs
  * a credit, waiting for one or not as diagnostics.when_behind says; false when it is dropped. Step 0, which all else is
  * compared with, is waited for in any case. */

@@ -10,6 +10,7 @@
 #include "comm/watchdog.h"
 #include "core/file.h"
 #include "core/log.h"
+#include "core/snapshot_steps.h"
 #include "data/dataset.h"
 #include "diag/diag.h"
 #include "trainer/device.h"
@@ -219,7 +220,7 @@ static void validate(trainer *t, int64_t step) {
 /* ---------------------------------------------------------------- a step */
 
 static void snapshot_if_due(trainer *t, int64_t step) {
-    if (!t->watches || !snapshots_due(&t->c, step)) return;
+    if (!t->watches || !snapshot_steps_due(&t->c, step)) return;
     if (!snapshots_admitted(&t->c, &t->roles, t->sender, step)) {
         post_event(t, step, "info", "drop", "snapshot dropped: the diagnostics rank is behind");
         return;

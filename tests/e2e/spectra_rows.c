@@ -56,8 +56,7 @@ static status print_rows(maps *m, const snapshot *s) {
     bool *wanted = malloc((size_t)count * sizeof(bool));
     float *pairs = calloc((size_t)maps_pair_count(m), sizeof(float));
     memset(wanted, true, (size_t)count * sizeof(bool));
-    status result = maps_compute(m, s, rows, values);
-    if (result == STATUS_OK) result = maps_top_pairs(m, s, wanted, pairs);
+    status result = maps_compute_pairs(m, s, rows, values, &(maps_pairs){.wanted = wanted, .pairs = pairs});
     json_t *all = json_array();
     for (int i = 0; result == STATUS_OK && i < count; i++)
         json_array_append_new(all, row(&maps_matrices(m)[i], &rows[i], values, pairs));

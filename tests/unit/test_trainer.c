@@ -2,10 +2,10 @@
  */
 #include "check.h"
 
+#include "core/snapshot_steps.h"
 #include "trainer/params.h"
 #include "trainer/plan.h"
 #include "trainer/schedule.h"
-#include "trainer/snapshots.h"
 
 static config schedule(int64_t warmup, int64_t steps) {
     config c = {0};
@@ -130,8 +130,10 @@ static void test_snapshots_are_due_densely_then_regularly_and_at_the_end(void **
     for (int step = 0; step <= 23; step++) {
         bool expected = next < sizeof due / sizeof *due && due[next] == step;
         next += expected;
-        assert_int_equal(snapshots_due(&c, step), expected);
+        assert_int_equal(snapshot_steps_due(&c, step), expected);
+        assert_int_equal(snapshot_steps_next(&c, step - 1), due[next - expected]);
     }
+    assert_int_equal(snapshot_steps_next(&c, 23), -1);
 }
 
 /* The plan counts what the run will send, and does not count step by step: 10^12 steps take no time. */
@@ -146,7 +148,7 @@ static void test_the_plan_counts_snapshots(void **state) {
             int64_t due = 0;
             c.train.steps = steps[i];
             c.diagnostics.dense_until = dense[j];
-            for (int64_t step = 0; step <= steps[i]; step++) due += snapshots_due(&c, step);
+            for (int64_t step = 0; step <= steps[i]; step++) due += snapshot_steps_due(&c, step);
             check_status(plan_make(&p, &c), STATUS_OK);
             assert_int_equal(p.snapshots, due);
         }
