@@ -30,8 +30,6 @@ status database_failure(sqlite3 *db, const char *path, int rc) {
         return status_fail(
             STATUS_IO, "%s is in use by another process that writes it; wait for that run or choose another run.dir",
             path);
-    case SQLITE_MISMATCH:
-        return status_fail(STATUS_DATA, "%s is a database of another program or version; choose another run.dir", path);
     case SQLITE_NOTADB:
     case SQLITE_CORRUPT:
         return status_fail(STATUS_DATA, "%s is not a usable SQLite database: %s", path, sqlite3_errmsg(db));

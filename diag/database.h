@@ -9,8 +9,8 @@
 /* Errors that time or an administrator may cure: locked, disk full, I/O. */
 bool database_error_passes(int rc);
 
-/* A failure to open or write, told to the person in front of the terminal: IO, or DATA when the file is no database of
- * ours (SQLITE_MISMATCH stands for another program's or version's). db may be NULL. */
+/* A failure to open or write, told to the person in front of the terminal: IO, or DATA when the file is no database. db
+ * may be NULL. */
 status database_failure(sqlite3 *db, const char *path, int rc);
 
 /* Write-ahead log where the file system of path allows it, else a rollback journal; log.txt says which. Returns an

@@ -1,6 +1,8 @@
 /* Opens databases that may be live, finished or in a folder without write permission; nothing is ever written. */
 #include "diag/reading.h"
 
+#include "diag/schema.h"
+
 #include <errno.h>
 #include <sqlite3.h>
 #include <stdbool.h>
@@ -64,8 +66,5 @@ status reading_open(const char *given, sqlite3 **db) {
 }
 
 status reading_check(const char *path, sqlite3 *db) {
-    bool ours =
-        sqlite3_table_column_metadata(db, NULL, "meta", "key", NULL, NULL, NULL, NULL, NULL) == SQLITE_OK &&
-        sqlite3_table_column_metadata(db, NULL, "layer_spectra", "mp_gap", NULL, NULL, NULL, NULL, NULL) == SQLITE_OK;
-    return ours ? STATUS_OK : status_fail(STATUS_DATA, "%s is a SQLite database, but not of a run", path);
+    return schema_check(db, path);
 }

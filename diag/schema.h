@@ -1,115 +1,25 @@
-/* The tables and views of docs/design.md section 7. The columns of a spectrum come from SPECTRUM_COLUMNS. */
+/* Private to diag/: the tables and views of docs/design.md section 7, made and brought up to date. The columns of a
+ * spectrum come from SPECTRUM_COLUMNS. */
 #pragma once
 
+#include "core/status.h"
 #include "diag/spectrum.h"
 
-#define SCHEMA_VERSION "1"
+#include <sqlite3.h>
 
-#define SCHEMA_COLUMN(name, type)  #name " " #type ", "
-#define SCHEMA_REAL(name, type)    #name " REAL, "
-#define SCHEMA_NAME(name, type)    #name ", "
-#define SCHEMA_JOINED(name, type)  "p." #name ", "
-#define SCHEMA_AVERAGE(name, type) "avg(l." #name ") AS " #name ", "
+/* Goes up with every change to the tables or views: older files are brought up to it when they are opened for writing,
+ * newer ones are refused. 2: parts beyond full, content and rope, weights, nulls; views made again. */
+enum { SCHEMA_VERSION = 2 };
 
-/* clang-format off: SQL keeps its own lines. */
+#define SCHEMA_NAME(name, type) #name ", "
 
-static const char schema_tables[] =
-    "CREATE TABLE IF NOT EXISTS meta(key TEXT PRIMARY KEY, value TEXT);"
+/* 0 when db is empty, -1 when it is not ours, else the version that it was made or last written by. */
+int schema_version(sqlite3 *db);
 
-    "CREATE TABLE IF NOT EXISTS runs(run_id INTEGER PRIMARY KEY, uuid TEXT UNIQUE, name TEXT, run_group TEXT, tags "
-    "TEXT,"
-    " variant TEXT, status TEXT, started_at TEXT, ended_at TEXT, seed INTEGER, config_yaml TEXT);"
+/* Inside the caller's transaction: makes what is missing in an empty or older database of ours; older ones get the
+ * columns that they lack, as NULL, and today's views. SQLITE_MISMATCH when db is another program's or a newer
+ * version's. */
+int schema_prepare(sqlite3 *db);
 
-    "CREATE TABLE IF NOT EXISTS sessions(run_id INTEGER, attempt INTEGER, slurm_job_id TEXT, hosts TEXT, device TEXT,"
-    " tp INTEGER, dp INTEGER, threads INTEGER, code_version TEXT, first_step INTEGER, last_step INTEGER, exit_code "
-    "INTEGER,"
-    " PRIMARY KEY(run_id, attempt));"
-
-    "CREATE TABLE IF NOT EXISTS params(run_id INTEGER, key TEXT, value TEXT, PRIMARY KEY(run_id, key));"
-
-    "CREATE TABLE IF NOT EXISTS snapshots(snapshot_id INTEGER PRIMARY KEY, run_id INTEGER, step INTEGER, tokens "
-    "INTEGER,"
-    " status TEXT, lag_ms REAL, compute_ms REAL, UNIQUE(run_id, step));"
-
-    "CREATE TABLE IF NOT EXISTS matrices(matrix_id INTEGER PRIMARY KEY, run_id INTEGER NOT NULL, form TEXT NOT NULL,"
-    " part TEXT NOT NULL, scope TEXT NOT NULL, layer INTEGER NOT NULL, head INTEGER NOT NULL, tensor TEXT NOT NULL,"
-    " rows INTEGER NOT NULL, cols INTEGER NOT NULL, UNIQUE(run_id, form, part, scope, layer, head, tensor));"
-
-    "CREATE TABLE IF NOT EXISTS spectra(snapshot_id INTEGER, matrix_id INTEGER, " SPECTRUM_COLUMNS(
-        SCHEMA_COLUMN) "null_id INTEGER, null_ratio REAL, status TEXT, PRIMARY KEY(snapshot_id, matrix_id)) WITHOUT "
-                       "ROWID;"
-
-                       /* stat: median and max over the heads; layer: the layer-scope map's own values. */
-                       "CREATE TABLE IF NOT EXISTS layer_spectra(run_id INTEGER, form TEXT, part TEXT, stat TEXT, step "
-                       "INTEGER, layer INTEGER, " SPECTRUM_COLUMNS(
-                           SCHEMA_REAL) "PRIMARY KEY(run_id, form, part, stat, step, layer)) WITHOUT ROWID;"
-
-                                        "CREATE TABLE IF NOT EXISTS esd(snapshot_id INTEGER, matrix_id INTEGER, n "
-                                        "INTEGER, singular_values BLOB,"
-                                        " PRIMARY KEY(snapshot_id, matrix_id));"
-
-                                        "CREATE TABLE IF NOT EXISTS vectors(snapshot_id INTEGER, matrix_id INTEGER, u "
-                                        "BLOB, v BLOB,"
-                                        " PRIMARY KEY(snapshot_id, matrix_id));"
-
-                                        "CREATE TABLE IF NOT EXISTS nulls(null_id INTEGER PRIMARY KEY, key TEXT "
-                                        "UNIQUE, draws INTEGER, seed INTEGER, m REAL,"
-                                        " s REAL, lambda_max_mean REAL, lambda_max_sd REAL, stable_rank_mean REAL, "
-                                        "stable_rank_sd REAL, effective_rank_mean REAL,"
-                                        " effective_rank_sd REAL, effective_rank_rest_mean REAL, "
-                                        "effective_rank_rest_sd REAL, participation_ratio_mean REAL,"
-                                        " participation_ratio_sd REAL, alpha_mean REAL, alpha_sd REAL);"
-
-                                        "CREATE TABLE IF NOT EXISTS train_metrics(run_id INTEGER, step INTEGER, tokens "
-                                        "INTEGER, loss REAL, grad_norm REAL,"
-                                        " lr REAL, step_ms REAL, tokens_per_s REAL, mfu REAL, PRIMARY KEY(run_id, "
-                                        "step)) WITHOUT ROWID;"
-
-                                        "CREATE TABLE IF NOT EXISTS eval_metrics(run_id INTEGER, step INTEGER, split "
-                                        "TEXT, loss REAL, perplexity REAL,"
-                                        " tokens INTEGER, PRIMARY KEY(run_id, step, split)) WITHOUT ROWID;"
-
-                                        "CREATE TABLE IF NOT EXISTS events(run_id INTEGER, attempt INTEGER, seq "
-                                        "INTEGER, step INTEGER, time TEXT, level TEXT,"
-                                        " kind TEXT, message TEXT, PRIMARY KEY(run_id, attempt, seq));";
-
-static const char schema_views[] =
-    "CREATE VIEW IF NOT EXISTS v_spectra AS SELECT r.run_id, r.name AS run, r.variant, s.step, s.tokens, m.form, "
-    "m.part,"
-    " m.scope, m.layer, m.head, m.tensor, m.rows, m.cols, " SPECTRUM_COLUMNS(
-        SCHEMA_JOINED) "1.0 / p.mp_gap AS mp_softrank, p.null_id, p.null_ratio, p.status"
-                       " FROM spectra p JOIN snapshots s USING(snapshot_id) JOIN matrices m USING(matrix_id) JOIN runs "
-                       "r ON r.run_id = s.run_id;"
-
-                       "CREATE VIEW IF NOT EXISTS v_layer_step AS SELECT r.name AS run, r.variant, r.seed, l.*, 1.0 / "
-                       "l.mp_gap AS mp_softrank"
-                       " FROM layer_spectra l JOIN runs r USING(run_id);"
-
-                       /* Naive: the first step at which one head's lambda_max is over the Marchenko-Pastur edge. A
-                        * product of noise matrices may cross that edge, and a spike may stay under it: no evidence by
-                        * itself. */
-                       "CREATE VIEW IF NOT EXISTS v_spike_onset AS SELECT r.run_id, r.name AS run, r.variant, l.form, "
-                       "l.part, l.layer,"
-                       " min(l.step) AS step, 'naive MP' AS edge FROM layer_spectra l JOIN runs r USING(run_id)"
-                       " WHERE l.stat = 'max' AND l.mp_gap > 1 GROUP BY l.run_id, l.form, l.part, l.layer;"
-
-                       "CREATE VIEW IF NOT EXISTS v_variant_compare AS SELECT r.variant, l.form, l.part, l.stat, "
-                       "l.step,"
-                       " count(DISTINCT l.run_id) AS runs, " SPECTRUM_COLUMNS(
-                           SCHEMA_AVERAGE) "1.0 / avg(l.mp_gap) AS mp_softrank FROM layer_spectra l JOIN runs r "
-                                           "USING(run_id)"
-                                           " GROUP BY r.variant, l.form, l.part, l.stat, l.step;"
-
-                                           "CREATE VIEW IF NOT EXISTS v_metrics AS"
-                                           " SELECT run_id, 'train_loss' AS key, loss AS value, step FROM train_metrics"
-                                           " UNION ALL SELECT run_id, 'grad_norm', grad_norm, step FROM train_metrics"
-                                           " UNION ALL SELECT run_id, 'lr', lr, step FROM train_metrics"
-                                           " UNION ALL SELECT run_id, 'step_ms', step_ms, step FROM train_metrics"
-                                           " UNION ALL SELECT run_id, 'tokens_per_s', tokens_per_s, step FROM "
-                                           "train_metrics"
-                                           " UNION ALL SELECT run_id, 'mfu', mfu, step FROM train_metrics"
-                                           " UNION ALL SELECT run_id, split || '_loss', loss, step FROM eval_metrics"
-                                           " UNION ALL SELECT run_id, split || '_perplexity', perplexity, step FROM "
-                                           "eval_metrics;";
-
-/* clang-format on */
+/* OK when this version can read db. DATA, with what to do, when it is empty, not ours, or a newer version's. */
+status schema_check(sqlite3 *db, const char *path);

@@ -183,20 +183,9 @@ static int write_matrices(store *s) {
     return rc;
 }
 
-/* Another program's database, or another version's, must not be written into. */
-static bool is_foreign(store *s) {
-    if (query_int(s, "SELECT count(*) FROM sqlite_schema", 0) == 0) return false;
-    return query_int(s, "SELECT value = '" SCHEMA_VERSION "' FROM meta WHERE key = 'schema_version'", 0) == 0;
-}
-
 static int write_start(store *s, const store_session *session) {
     int rc = sqlite3_exec(s->db, "BEGIN IMMEDIATE", NULL, NULL, NULL);
-    if (rc == SQLITE_OK && is_foreign(s)) return SQLITE_MISMATCH;
-    if (rc == SQLITE_OK) rc = sqlite3_exec(s->db, schema_tables, NULL, NULL, NULL);
-    if (rc == SQLITE_OK) rc = sqlite3_exec(s->db, schema_views, NULL, NULL, NULL);
-    if (rc == SQLITE_OK)
-        rc = sqlite3_exec(s->db, "INSERT OR IGNORE INTO meta VALUES('schema_version', '" SCHEMA_VERSION "')", NULL,
-                          NULL, NULL);
+    if (rc == SQLITE_OK) rc = schema_prepare(s->db);
     if (rc == SQLITE_OK) rc = write_run(s, session->config);
     if (rc == SQLITE_OK) rc = write_session(s, session);
     if (rc == SQLITE_OK) rc = write_matrices(s);
@@ -230,7 +219,10 @@ status store_open(store **out, const char *path, const store_session *session) {
         if (rc == SQLITE_OK) rc = database_set_journal(s->db, s->path, &s->wal);
         if (rc == SQLITE_OK) rc = write_start(s, session);
         if (rc == SQLITE_OK) rc = sqlite3_busy_timeout(s->db, RUN_WAIT_MS);
-        if (rc != SQLITE_OK) result = database_failure(s->db, path, rc);
+        if (rc == SQLITE_MISMATCH)
+            result = schema_check(s->db, path);
+        else if (rc != SQLITE_OK)
+            result = database_failure(s->db, path, rc);
     }
     if (result != STATUS_OK) {
         store_free(s);

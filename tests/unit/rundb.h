@@ -59,6 +59,25 @@ static inline sqlite3 *rundb_open(int flags) {
     return db;
 }
 
+/* Statements that change it, each must succeed. */
+static inline void rundb_change(const char *sql) {
+    sqlite3 *db = rundb_open(SQLITE_OPEN_READWRITE | SQLITE_OPEN_CREATE);
+    char *why = NULL;
+    if (sqlite3_exec(db, sql, NULL, NULL, &why) != SQLITE_OK) fail_msg("%s", why);
+    sqlite3_close(db);
+}
+
+/* Makes the database from a file of SQL. */
+static inline void rundb_load(const char *path) {
+    char sql[32768];
+    FILE *f = fopen(path, "r");
+    assert_non_null(f);
+    size_t bytes = fread(sql, 1, sizeof(sql) - 1, f);
+    fclose(f);
+    sql[bytes] = '\0';
+    rundb_change(sql);
+}
+
 /* The first cell of the answer; NaN for NULL or no row. */
 static inline double rundb_number(const char *sql) {
     sqlite3 *db = rundb_open(SQLITE_OPEN_READWRITE); /* WAL asks a reader for the shared memory */

@@ -1,5 +1,6 @@
 /* The run's database: rows, upserts, readers beside the writer, and what happens when it cannot be written. */
 #include "check.h"
+#include "diag/schema.h"
 #include "diag/store.h"
 #include "rundb.h"
 #include "snapshots.h"
@@ -308,8 +309,13 @@ static int mended_teardown(void **state) {
     return rundb_teardown(state);
 }
 
-static void check_whole(void) {
+static void check_integrity(void) {
     check_sql("SELECT count(*) FROM pragma_integrity_check WHERE integrity_check = 'ok'", 1);
+}
+
+/* And no snapshot that is done lacks a row. */
+static void check_whole(void) {
+    check_integrity();
     check_sql("SELECT count(*) FROM snapshots s WHERE status = 'done' AND (SELECT count(*) FROM matrices) <>"
               " (SELECT count(*) FROM spectra WHERE snapshot_id = s.snapshot_id)",
               0);
@@ -465,6 +471,43 @@ static void foreign_files_are_left_alone(void **state) {
     check_sql("SELECT count(*) FROM sqlite_schema", 1);
 }
 
+/* A file by version 1 is brought up to date, with all its rows, when a session opens it; a newer one is left alone. */
+static void older_files_are_upgraded(void **state) {
+    run r;
+    rundb_load(RUNDB_1);
+    check_sql("SELECT value FROM meta WHERE key = 'schema_version'", 1);
+    check_status(open_run(&r), STATUS_OK);
+    add_snapshot(&r, 4, false, 1);
+    close_run(&r);
+    check_sql("SELECT value FROM meta WHERE key = 'schema_version'", SCHEMA_VERSION);
+    check_sql("SELECT count(*) FROM v_spectra WHERE step < 4 AND lambda_max > 0 AND status = 'ok'", 4);
+    check_sql("SELECT count(*) FROM layer_spectra WHERE step < 4 AND effective_rank > 0", 4);
+    check_sql("SELECT count(*) FROM runs WHERE uuid = 'aec35e81-e938-48ae-b21e-1ef9b9545bd4'", 1);
+    check_sql("SELECT count(*) FROM sessions", 2);
+    check_integrity();
+    rundb_change("UPDATE meta SET value = '3'; DROP VIEW v_metrics");
+    double objects = rundb_number("SELECT count(*) FROM sqlite_schema");
+    check_status(open_run(&r), STATUS_DATA);
+    assert_non_null(strstr(status_message(), "newer version"));
+    maps_close(r.maps);
+    check_sql("SELECT count(*) FROM sqlite_schema", objects);
+}
+
+/* What a version lacked is there afterwards: a column as NULL, a table, today's views. */
+static void an_upgrade_adds_what_is_missing(void **state) {
+    run r;
+    rundb_load(RUNDB_1);
+    rundb_change("DROP VIEW v_spectra; DROP VIEW v_layer_step; DROP VIEW v_variant_compare; DROP TABLE vectors;"
+                 "ALTER TABLE spectra DROP COLUMN null_ratio; ALTER TABLE layer_spectra DROP COLUMN alpha;"
+                 "CREATE VIEW v_spectra AS SELECT 1 AS old");
+    check_status(open_run(&r), STATUS_OK);
+    close_run(&r);
+    check_sql("SELECT count(*) FROM v_spectra WHERE null_ratio IS NULL AND lambda_max > 0", 4);
+    check_sql("SELECT count(*) FROM v_layer_step WHERE alpha IS NULL AND effective_rank > 0", 4);
+    check_sql("SELECT count(*) FROM vectors", 0);
+    check_integrity();
+}
+
 static void a_missing_folder_is_an_error(void **state) {
     run r;
     snprintf(rundb_path, sizeof(rundb_path), "%s/no/run.db", rundb_folder);
@@ -488,6 +531,8 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup_teardown(killed_in_mid_write, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(a_refused_record_is_dropped_and_told, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(foreign_files_are_left_alone, rundb_setup, rundb_teardown),
+    cmocka_unit_test_setup_teardown(older_files_are_upgraded, rundb_setup, rundb_teardown),
+    cmocka_unit_test_setup_teardown(an_upgrade_adds_what_is_missing, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(a_missing_folder_is_an_error, rundb_setup, rundb_teardown),
 };
 
