@@ -294,6 +294,23 @@ status safetensors_i64(const safetensors_entry *e, int64_t *out) {
     return STATUS_OK;
 }
 
+safetensors_entry safetensors_rows(const safetensors_entry *e, int64_t first, int64_t count) {
+    safetensors_entry part = *e;
+    size_t row_bytes = e->bytes;
+    if (e->rank == 2) {
+        row_bytes = (size_t)e->shape[1] * types[e->type].bytes;
+        part.shape[0] = count;
+    }
+    part.data = (const char *)e->data + (size_t)first * row_bytes;
+    part.bytes = (size_t)count * row_bytes;
+    return part;
+}
+
+void safetensors_let_go(const safetensors *f, const safetensors_entry *e) {
+    uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE), first = (uintptr_t)e->data / page * page;
+    if (e->bytes > 0) madvise((void *)first, (uintptr_t)e->data + e->bytes - first, MADV_DONTNEED);
+}
+
 /* ---- writing ---- */
 
 static json_t *describe(const safetensors_entry *e, size_t begin) {

@@ -61,6 +61,13 @@ size_t safetensors_type_bytes(safetensors_type type);
 status safetensors_f32(const safetensors_entry *e, float *out);
 status safetensors_i64(const safetensors_entry *e, int64_t *out);
 
+/* Rows first to first + count - 1 of a tensor of two dimensions (of its one row, where it has one dimension) as an
+ * entry of their own. They must be there. */
+safetensors_entry safetensors_rows(const safetensors_entry *e, int64_t first, int64_t count);
+
+/* The entry's pages need no memory until they are read again: what keeps one pass over a large file small. */
+void safetensors_let_go(const safetensors *f, const safetensors_entry *e);
+
 /* Writes the entries in their order, the data 8-byte aligned, whole or not at all. metadata: count pairs of key and
  * value. */
 status safetensors_write(const char *path, const safetensors_entry *entries, int count,

@@ -21,7 +21,8 @@ typedef enum status {
 #undef X
 } status;
 
-/* Records the printf-style message unless this thread already holds one; returns code. */
+/* Records the printf-style message unless this thread already holds one; returns code. Control characters in it become
+ * question marks. */
 __attribute__((format(printf, 2, 3))) status status_fail(status code, const char *format, ...);
 
 /* This thread's first failure message, "" when there is none. Valid until the thread's next status_ call. */

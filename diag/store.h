@@ -28,8 +28,8 @@ status store_open(store **out, const char *path, const store_session *session);
 typedef enum store_kind { STORE_STEP, STORE_EVAL, STORE_EVENT, STORE_SNAPSHOT, STORE_NULL, STORE_FINISH } store_kind;
 
 typedef struct store_snapshot {
-    int64_t step, tokens;
-    const char *status; /* planned, done, dropped, failed */
+    int64_t step, tokens; /* tokens -1: not known */
+    const char *status;   /* planned, done, dropped, failed */
     double lag_ms, compute_ms;
     spectrum *rows; /* [matrix_count] malloc'ed, given to the store; NULL unless done */
     double *values; /* all singular values, likewise; NULL: not stored */

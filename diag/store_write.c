@@ -216,7 +216,10 @@ static int write_snapshot(store *s, const store_snapshot *r) {
     int64_t id = 0;
     sqlite3_bind_int64(q, 1, s->run_id);
     sqlite3_bind_int64(q, 2, r->step);
-    sqlite3_bind_int64(q, 3, r->tokens);
+    if (r->tokens >= 0)
+        sqlite3_bind_int64(q, 3, r->tokens);
+    else
+        sqlite3_bind_null(q, 3);
     store_bind_text(q, 4, r->status);
     store_bind_real(q, 5, r->lag_ms);
     store_bind_real(q, 6, r->compute_ms);

@@ -18,4 +18,5 @@ status cmd_plan(int argc, char **argv);
 status cmd_train(int argc, char **argv);
 status cmd_query(int argc, char **argv);
 status cmd_findings(int argc, char **argv);
+status cmd_analyze(int argc, char **argv);
 status cmd_version(int argc, char **argv);

@@ -13,6 +13,7 @@ static const command commands[] = {
     {"train", "pretrain a model (under mpirun or srun)", cmd_train},
     {"query", "ask a run's spectral history database", cmd_query},
     {"findings", "judge runs: onset, propagation, collapse and prevention as tests", cmd_findings},
+    {"analyze", "spectra of any checkpoint: Hugging Face folders, safetensors", cmd_analyze},
     {"version", "what this program is", cmd_version},
 };
 
