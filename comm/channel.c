@@ -173,6 +173,10 @@ bool channel_take_credit(channel_sender *s) {
     return s->wire && wire_out_take_credit(s->wire);
 }
 
+bool channel_stop_asked(channel_sender *s) {
+    return s->wire && wire_out_stop_asked(s->wire);
+}
+
 void *channel_snapshot_buffer(channel_sender *s) {
     if (!s->buffers) {
         status_fail(STATUS_INTERNAL, "snapshots travel from compute ranks over MPI only");
@@ -227,6 +231,10 @@ void channel_release(channel_receiver *r, channel_message *message) {
 
 void channel_grant(channel_receiver *r) {
     if (r->wire) wire_in_grant(r->wire);
+}
+
+void channel_ask_stop(channel_receiver *r) {
+    if (r->wire) wire_in_ask_stop(r->wire);
 }
 
 void channel_receiver_close(channel_receiver *r) {

@@ -61,6 +61,9 @@ status channel_post(channel_sender *s, int kind, int64_t step, const void *data,
 /* Compute rank 0: true when the receiver has granted a credit for one more snapshot; takes it. */
 bool channel_take_credit(channel_sender *s);
 
+/* Compute rank 0: true when the receiver has asked for the end of the run (channel_ask_stop). */
+bool channel_stop_asked(channel_sender *s);
+
 /* A free snapshot buffer; waits for the older snapshot to leave when both are in flight. NULL when the thread has
  * failed. */
 void *channel_snapshot_buffer(channel_sender *s);
@@ -89,6 +92,9 @@ void channel_release(channel_receiver *r, channel_message *message);
 
 /* Grants compute rank 0 credit for one more snapshot. */
 void channel_grant(channel_receiver *r);
+
+/* Asks compute rank 0 for the end of the run; it decides. Nothing where the channel does not go over MPI. */
+void channel_ask_stop(channel_receiver *r);
 
 /* Takes, and drops, what still comes until every sender has said CHANNEL_END; frees. */
 void channel_receiver_close(channel_receiver *r);

@@ -20,6 +20,7 @@ enum {
     SEND_SLEEP_US = 200,     /* between two tests, at most */
     RECEIVE_SLEEP_US = 1000, /* between two probes of an idle channel, at most */
     LAST_CREDIT = -1,
+    STOP_CREDIT = -2, /* asks for the end of the run */
     LOW_PRIORITY = 10, /* nice value where cores are too few */
 };
 
@@ -42,8 +43,8 @@ struct wire_out {
     int *destination; /* [destinations]: all get the end; the first gets the records, and grants the credits */
     const channel_share *shares; /* [destinations] of a snapshot; NULL: it is the first one's */
     bool takes_credits, low_priority;
-    int credits; /* these two belong to the caller's thread */
-    bool last_credit;
+    int credits; /* these three belong to the caller's thread */
+    bool last_credit, stop_asked;
     queue *from, *buffers;
     pthread_t thread;
 };
@@ -68,6 +69,7 @@ struct wire_in {
     bool unfinished; /* a receive was given up: MPI may still write into streams or scratch */
     queue *to;
     int grants; /* asked for by the caller, not yet sent; atomic */
+    bool stop;  /* likewise */
     pthread_t thread;
 };
 
@@ -244,6 +246,8 @@ static status receive_credits(wire_out *w) {
         TRY(comm_check(MPI_Mrecv(&credit, 1, MPI_INT, &message, MPI_STATUS_IGNORE), "receiving a credit"));
         if (credit == LAST_CREDIT) {
             w->last_credit = true;
+        } else if (credit == STOP_CREDIT) {
+            w->stop_asked = true;
         } else {
             w->credits += credit;
         }
@@ -257,6 +261,13 @@ bool wire_out_take_credit(wire_out *w) {
     if (w->credits == 0) return false;
     w->credits--;
     return true;
+}
+
+bool wire_out_stop_asked(wire_out *w) {
+    if (!w->takes_credits) return false;
+    status result = receive_credits(w);
+    if (result != STATUS_OK) queue_fail(w->from, result, status_message());
+    return w->stop_asked;
 }
 
 static void free_out(wire_out *w) {
@@ -387,6 +398,8 @@ static void *run_in(void *user) {
         bool found = false;
         int grants = __atomic_exchange_n(&w->grants, 0, __ATOMIC_ACQ_REL);
         if (grants > 0) result = send_credit(w, grants);
+        if (result == STATUS_OK && __atomic_exchange_n(&w->stop, false, __ATOMIC_ACQ_REL))
+            result = send_credit(w, STOP_CREDIT);
         if (result == STATUS_OK) result = poll_in(w, &found);
         if (found) {
             backoff_reset(&pause);
@@ -441,6 +454,10 @@ status wire_in_open(wire_in **out, const comm_roles *roles, queue *to) {
 
 void wire_in_grant(wire_in *w) {
     __atomic_add_fetch(&w->grants, 1, __ATOMIC_ACQ_REL);
+}
+
+void wire_in_ask_stop(wire_in *w) {
+    __atomic_store_n(&w->stop, true, __ATOMIC_RELEASE);
 }
 
 void wire_in_close(wire_in *w) {

@@ -18,6 +18,9 @@ void wire_out_split(wire_out *w, const channel_share *shares);
 /* Compute rank 0's caller: as channel_take_credit. */
 bool wire_out_take_credit(wire_out *w);
 
+/* Compute rank 0's caller: as channel_stop_asked. */
+bool wire_out_stop_asked(wire_out *w);
+
 /* Call after queue_end(from): waits until the receivers have taken everything. */
 void wire_out_close(wire_out *w);
 
@@ -29,6 +32,7 @@ void wire_out_abandon(wire_out *w);
 status wire_in_open(wire_in **out, const comm_roles *roles, queue *to);
 
 void wire_in_grant(wire_in *w);
+void wire_in_ask_stop(wire_in *w);
 
 /* Waits until every sender has said its end. */
 void wire_in_close(wire_in *w);

@@ -722,6 +722,8 @@ static status check_diagnostics(const loader *l) {
     TRY(check_words(l, &c->diagnostics.scopes, "diagnostics.scopes", scopes));
     TRY(check_words(l, &c->diagnostics.parts, "diagnostics.parts", parts));
     TRY(check_words(l, &c->diagnostics.forms, "diagnostics.forms", forms));
+    RULE(c->diagnostics.ranks == 0 && c->diagnostics.alerts.count > 0, diagnostics.alerts,
+         "without diagnostics ranks there are no spectra to watch");
     if (c->diagnostics.ranks == 0) return STATUS_OK;
     RULE(c->diagnostics.ranks > c->model.layers, diagnostics.ranks,
          "diagnostics ranks divide the layers, and the model has %lld", (long long)c->model.layers);
@@ -753,7 +755,6 @@ static status check_supported(const loader *l) {
     RULE(c->train.recompute != RECOMPUTE_NONE, train.recompute, "this version keeps all activations (none)");
     RULE(c->data.document_mask, data.document_mask, "this version attends across document ends (false)");
     RULE(c->parallel.zero != 0, parallel.zero, "this version keeps the optimizer state on every rank (0)");
-    RULE(c->diagnostics.alerts.count > 0, diagnostics.alerts, "this version raises no alerts");
     RULE(c->checkpoint.every > 0, checkpoint.every, "this version writes no checkpoints (0)");
     RULE(c->checkpoint.keep_every > 0, checkpoint.keep_every, "this version writes no checkpoints (0)");
     return STATUS_OK;

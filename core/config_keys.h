@@ -82,7 +82,7 @@
     KEY(esd_every, I, , "0", 0, 1000000000, "steps between stored singular values; 0 is never")                        \
     KEY(when_behind, E, config_behind, "drop", 0, 0, "drop snapshots or wait when the diagnostics ranks are behind")   \
     KEY(device, E, config_device, "cpu", 0, 0, "where spectra are computed: cpu or cuda; auto is cpu")                 \
-    KEY(alerts, L, , "", 0, 0, "conditions that raise an event")
+    KEY(alerts, L, , "", 0, 0, "rules on columns: tw_score > 7 for 3 snapshots then stop")
 
 #define CONFIG_CHECKPOINT(KEY)                                                                                         \
     KEY(every, I, , "0", 0, 1000000000, "steps between checkpoints; 0 is at the end only")                             \

@@ -8,6 +8,7 @@
 #include "core/clock.h"
 
 #include "core/log.h"
+#include "diag/alerts.h"
 #include "diag/part.h"
 #include "diag/serve.h"
 #include "diag/store.h"
@@ -39,6 +40,8 @@ struct diag {
     maps *maps;        /* NULL: no spectra are wanted */
     svd_device device; /* close NULL: the CPU's LAPACK */
     bool device_lost;
+    alerts *alerts;        /* NULL: no rules, or a further rank */
+    bool asks_stop;        /* one of them asked for the end of the run */
     int rank, ranks;       /* of the diagnostics ranks */
     store *store;          /* NULL on a further rank */
     channel_sender *first; /* on a further rank: to the first one */
@@ -53,6 +56,10 @@ static double now_ms(void) {
 
 bool diag_wants(const config *c, const char *tensor_name) {
     return maps_wants(c, tensor_name);
+}
+
+status diag_check_alerts(const config *c, bool *stops) {
+    return alerts_check(c, stops);
 }
 
 int diag_rank_of_layer(const config *c, int64_t layer) {
@@ -101,10 +108,13 @@ status diag_open(diag **out, const config *c, const char *run_dir, const char *d
                                        .matrix_count = d->maps ? maps_count(d->maps) : 0};
         s = store_open(&d->store, path, &session);
     }
+    if (s == STATUS_OK && d->maps)
+        s = alerts_open(&d->alerts, c, maps_matrices(d->maps), maps_count(d->maps), run_dir);
     if (s == STATUS_OK) {
         *out = d;
         return STATUS_OK;
     }
+    if (d->store) store_close(d->store);
     close_maps(d);
     free(d);
     return s;
@@ -230,6 +240,10 @@ static void take_record(diag *d, const channel_message *m) {
 
 /* ---------------------------------------------------------------- snapshots */
 
+static void note_alert(void *user, int64_t step, const char *message) {
+    note(user, step, "warn", "alert", "%s", message);
+}
+
 /* Without the spectra of all layers a snapshot is not recorded. */
 static void record_snapshot(diag *d, under_way *u) {
     if (u->why[0]) {
@@ -242,6 +256,7 @@ static void record_snapshot(diag *d, under_way *u) {
         free(u->values);
         u->values = NULL;
     }
+    d->asks_stop |= alerts_take(d->alerts, u->step, u->rows, note_alert, d);
     add_snapshot(d, u->step, "done", now_ms() - u->since_ms, u->compute_ms, u->rows, u->values);
     u->rows = NULL;
     u->values = NULL;
@@ -402,6 +417,10 @@ int diag_take(diag *d, const channel_message *message, int senders) {
     return 0;
 }
 
+bool diag_asks_stop(const diag *d) {
+    return d->asks_stop;
+}
+
 int diag_give_up(diag *d, int senders) {
     int credits = 0;
     for (int i = 0; i < MOST_UNDER_WAY; i++)
@@ -415,6 +434,7 @@ int diag_give_up(diag *d, int senders) {
 /* ---------------------------------------------------------------- the service */
 
 status diag_serve(diag *d, channel_receiver *channel, int senders) {
+    bool told = false;
     for (int i = 0; i < CHANNEL_SNAPSHOT_BUFFERS; i++) channel_grant(channel);
     for (;;) {
         channel_message m = {0};
@@ -422,6 +442,10 @@ status diag_serve(diag *d, channel_receiver *channel, int senders) {
         if (m.kind == CHANNEL_END) break;
         int credits = diag_take(d, &m, senders);
         channel_release(channel, &m);
+        if (d->asks_stop && !told) {
+            channel_ask_stop(channel);
+            told = true;
+        }
         for (int i = 0; i < credits; i++) channel_grant(channel);
     }
     diag_give_up(d, senders);
@@ -433,6 +457,7 @@ status diag_close(diag *d) {
     if (!d) return STATUS_OK;
     status s = store_close(d->store);
     for (int i = 0; i < MOST_UNDER_WAY; i++) free_snapshot(&d->snapshots[i]);
+    alerts_close(d->alerts);
     close_maps(d);
     free(d);
     return s;

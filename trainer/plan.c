@@ -37,6 +37,8 @@ static dtype activation_type(const config *c) {
 }
 
 status plan_make(plan *out, const config *c) {
+    bool stops;
+    TRY(diag_check_alerts(c, &stops));
     int tp = (int)c->parallel.tensor, dp = c->parallel.data ? (int)c->parallel.data : 1;
     int64_t batch = c->train.global_batch;
     if (batch % dp != 0)

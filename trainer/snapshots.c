@@ -59,6 +59,12 @@ status snapshots_plan(snapshots *out, const model *m, const config *c, const com
     return STATUS_OK;
 }
 
+/* What compute rank 0 says, on every compute rank. */
+static bool first_decides(const comm_roles *roles, int yes) {
+    int error = MPI_Bcast(&yes, 1, MPI_INT, 0, roles->compute);
+    return error == MPI_SUCCESS && yes;
+}
+
 bool snapshots_admitted(const config *c, const comm_roles *roles, channel_sender *sender, int64_t step) {
     bool waits = step == 0 || c->diagnostics.when_behind == BEHIND_WAIT;
     int admitted = 0;
@@ -69,8 +75,11 @@ bool snapshots_admitted(const config *c, const comm_roles *roles, channel_sender
             admitted = channel_take_credit(sender);
         }
     }
-    int error = MPI_Bcast(&admitted, 1, MPI_INT, 0, roles->compute);
-    return error == MPI_SUCCESS && admitted;
+    return first_decides(roles, admitted);
+}
+
+bool snapshots_stop_asked(const comm_roles *roles, channel_sender *sender) {
+    return first_decides(roles, roles->compute_rank == 0 && channel_stop_asked(sender));
 }
 
 status snapshots_send(const snapshots *s, channel_sender *sender, int64_t step) {

@@ -52,6 +52,7 @@ typedef struct trainer {
     channel_sender *sender;
     snapshots snapshots;
     bool watches; /* snapshots are sent */
+    bool may_stop, stopped; /* an alert may end the run; did */
     comm_watchdog *watchdog;
     double started_s, loss, validation_loss, tokens_per_s;
     /* diagnostics.ranks: 0: compute rank 0 keeps the database itself, in a thread */
@@ -121,6 +122,7 @@ static status open_data(trainer *t) {
 static status prepare_compute(trainer *t) {
     resolve_threads(t);
     TRY(resolve_batch(t));
+    TRY(diag_check_alerts(&t->c, &t->may_stop));
     TRY(device_open(&t->ops, &t->core, &t->c, &t->roles));
     TRY(open_data(t));
     size_t tokens = (size_t)(t->micro_batch * t->c.model.context);
@@ -306,6 +308,17 @@ static status step(trainer *t, int64_t number) {
     return STATUS_OK;
 }
 
+/* The end that an alert asked for: as at the last step, with a validation. */
+static void stop_if_asked(trainer *t, int64_t number) {
+    int64_t every = t->c.train.eval_every;
+    if (!snapshots_stop_asked(&t->roles, t->sender) || number == t->last_step) return;
+    t->stopped = true;
+    t->last_step = number;
+    if (t->validates && !(every && number % every == 0)) validate(t, number);
+    post_event(t, number, "warn", "stop", "an alert asked for the end of the run");
+    if (t->roles.compute_rank == 0) log_warn("an alert asked for the end of the run: it ends after step %ld", (long)number);
+}
+
 static status train_loop(trainer *t) {
     status s = STATUS_OK;
     int64_t number = 0;
@@ -315,15 +328,16 @@ static status train_loop(trainer *t) {
     post_unigram_entropy(t);
     snapshot_if_due(t, 0);
     if (t->validates && t->last_step == 0) validate(t, 0);
-    while (s == STATUS_OK && number < t->last_step) {
+    while (s == STATUS_OK && number < t->last_step && !t->stopped) {
         comm_watch_step(t->watchdog, ++number);
         s = step(t, number);
+        if (t->may_stop && s == STATUS_OK) stop_if_asked(t, number);
     }
     comm_unwatch(t->watchdog);
     double seconds = clock_now_s() - t->started_s;
     t->tokens_per_s = (double)(number * t->c.train.global_batch * t->c.model.context) / seconds;
 
-    if (s == STATUS_OK && number < t->c.train.steps) {
+    if (s == STATUS_OK && number < t->c.train.steps && !t->stopped) {
         char message[256];
         snprintf(message, sizeof message,
                  "the data ends after step %ld of %ld (data.repeat: false); training stops there", (long)number,
@@ -332,7 +346,8 @@ static status train_loop(trainer *t) {
         if (t->roles.compute_rank == 0) log_warn("%s", message);
     }
     diag_finish finish = {.last_step = number, .exit_code = s};
-    snprintf(finish.status, sizeof finish.status, "%s", s == STATUS_OK ? "finished" : "failed");
+    snprintf(finish.status, sizeof finish.status, "%s",
+             s != STATUS_OK ? "failed" : t->stopped ? "stopped" : "finished");
     post(t, DIAG_FINISH, number, &finish, sizeof finish);
     return s;
 }
