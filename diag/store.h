@@ -33,6 +33,7 @@ typedef struct store_snapshot {
     double lag_ms, compute_ms;
     spectrum *rows; /* [matrix_count] malloc'ed, given to the store; NULL unless done */
     double *values; /* all singular values, likewise; NULL: not stored */
+    float *pairs;   /* top pairs, likewise; those that begin with NaN are not stored */
 } store_snapshot;
 
 typedef struct store_null { /* one row of nulls */

@@ -17,8 +17,10 @@ static void free_rows(waiting *w) {
     if (w->record.kind != STORE_SNAPSHOT) return;
     free(w->record.snapshot.rows);
     free(w->record.snapshot.values);
+    free(w->record.snapshot.pairs);
     w->record.snapshot.rows = NULL;
     w->record.snapshot.values = NULL;
+    w->record.snapshot.pairs = NULL;
 }
 
 /* The oldest snapshot that waits goes without its spectra, and is recorded as failed. False when none has any. */
@@ -37,10 +39,10 @@ static bool lose_spectra(store *s) {
 static size_t rows_bytes(const store *s, const store_snapshot *r) {
     size_t bytes = 0;
     if (r->rows) bytes += (size_t)s->matrix_count * sizeof(spectrum);
-    if (r->values && s->matrix_count > 0) {
-        const maps_matrix *last = &s->matrices[s->matrix_count - 1];
-        bytes += (size_t)(last->first_value + last->rank) * sizeof(double);
-    }
+    if (s->matrix_count == 0) return bytes;
+    const maps_matrix *last = &s->matrices[s->matrix_count - 1];
+    if (r->values) bytes += (size_t)(last->first_value + last->rank) * sizeof(double);
+    if (r->pairs) bytes += (size_t)(last->first_pair + last->left + last->right) * sizeof(float);
     return bytes;
 }
 

@@ -30,6 +30,7 @@
               " effective_rank_rest_sd, participation_ratio_mean, participation_ratio_sd, alpha_mean, alpha_sd)"       \
               " VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")                                         \
     STATEMENT(esd, "INSERT OR REPLACE INTO esd VALUES(?, ?, ?, ?)")                                                    \
+    STATEMENT(pair, "INSERT OR REPLACE INTO vectors VALUES(?, ?, ?, ?)")                                               \
     STATEMENT(steps_seen, "UPDATE sessions SET first_step = ?3, last_step = ?4 WHERE run_id = ?1 AND attempt = ?2")    \
     STATEMENT(exit_code, "UPDATE sessions SET exit_code = ?3 WHERE run_id = ?1 AND attempt = ?2")                      \
     STATEMENT(run_end, "UPDATE runs SET status = ?2, ended_at = ?3 WHERE run_id = ?1")
@@ -159,6 +160,19 @@ static int write_esd(store *s, int64_t snapshot_id, int index, const double *val
     return store_run(q);
 }
 
+/* u and v, float32, little-endian. */
+static int write_pair(store *s, int64_t snapshot_id, int index, const float *pairs) {
+    const maps_matrix *m = &s->matrices[index];
+    const float *u = pairs + m->first_pair, *v = u + m->left;
+    sqlite3_stmt *q = s->sql[SQL_pair];
+    if (isnan(u[0])) return SQLITE_OK;
+    sqlite3_bind_int64(q, 1, snapshot_id);
+    sqlite3_bind_int64(q, 2, s->matrix_id[index]);
+    sqlite3_bind_blob64(q, 3, u, (sqlite3_uint64)m->left * sizeof(*u), SQLITE_STATIC);
+    sqlite3_bind_blob64(q, 4, v, (sqlite3_uint64)m->right * sizeof(*v), SQLITE_STATIC);
+    return store_run(q);
+}
+
 static int write_layer_row(store *s, int index, const char *stat, int64_t step, const double *columns) {
     const maps_matrix *m = &s->matrices[index];
     sqlite3_stmt *q = s->sql[SQL_layer];
@@ -228,6 +242,7 @@ static int write_snapshot(store *s, const store_snapshot *r) {
     for (int i = 0; r->rows && i < s->matrix_count && rc == SQLITE_OK; i++) {
         rc = write_spectrum(s, id, i, &r->rows[i]);
         if (rc == SQLITE_OK && r->values) rc = write_esd(s, id, i, r->values);
+        if (rc == SQLITE_OK && r->pairs) rc = write_pair(s, id, i, r->pairs);
     }
     return rc == SQLITE_OK && r->rows ? write_layers(s, r->step, r->rows) : rc;
 }

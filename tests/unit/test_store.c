@@ -110,6 +110,31 @@ static void a_run_leaves_its_rows(void **state) {
               0);
 }
 
+/* Top pairs of the matrices that have one here; a replay leaves no duplicates. */
+static void top_pairs_are_stored(void **state) {
+    run r;
+    check_status(open_run(&r), STATUS_OK);
+    const maps_matrix *m = &maps_matrices(r.maps)[1];
+    for (int replay = 0; replay < 2; replay++) {
+        store_record record = {.kind = STORE_SNAPSHOT, .snapshot = {.step = 10, .status = "done"}};
+        int64_t count = maps_pair_count(r.maps);
+        record.snapshot.rows = malloc((size_t)maps_count(r.maps) * sizeof(spectrum));
+        record.snapshot.pairs = malloc((size_t)count * sizeof(float));
+        for (int i = 0; i < maps_count(r.maps); i++) spectrum_clear(&record.snapshot.rows[i], SPECTRUM_STATUS_ok);
+        for (int64_t i = 0; i < count; i++) record.snapshot.pairs[i] = NAN;
+        for (int i = 0; i < m->left + m->right; i++) record.snapshot.pairs[m->first_pair + i] = (float)i + 1;
+        store_add(r.store, &record);
+        check_status(store_flush(r.store), STATUS_OK);
+    }
+    close_run(&r);
+    check_sql("SELECT count(*) FROM vectors", 1);
+    check_sql("SELECT count(*) FROM vectors JOIN matrices USING(matrix_id) WHERE form = 'score' AND scope = 'head' AND "
+              "layer = 0 AND head = 1 AND length(u) = 4 * 24 AND length(v) = 4 * 24",
+              1);
+    /* 1 and 25 as little-endian fp32 */
+    check_sql("SELECT hex(substr(u, 1, 4)) = '0000803F' AND hex(substr(v, 1, 4)) = '0000C841' FROM vectors", 1);
+}
+
 /* Matrix ids follow the list: (form, part, scope, layer, head). */
 static void ids_are_in_order(void **state) {
     run r;
@@ -518,6 +543,7 @@ static void a_missing_folder_is_an_error(void **state) {
 
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup_teardown(a_run_leaves_its_rows, rundb_setup, rundb_teardown),
+    cmocka_unit_test_setup_teardown(top_pairs_are_stored, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(ids_are_in_order, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(layer_rows_are_over_the_heads, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(replays_leave_no_duplicates, rundb_setup, rundb_teardown),
