@@ -9,6 +9,7 @@
 
 #include "core/log.h"
 #include "diag/alerts.h"
+#include "diag/onset.h"
 #include "diag/part.h"
 #include "diag/serve.h"
 #include "diag/store.h"
@@ -33,6 +34,7 @@ typedef struct under_way {
     snapshot parts;
     spectrum *rows; /* [maps_count] */
     double *values; /* [maps_value_count] */
+    float *pairs;   /* [maps_pair_count] */
     char why[240];  /* there are no spectra; "": none is missing so far */
 } under_way;
 
@@ -40,6 +42,8 @@ struct diag {
     maps *maps;        /* NULL: no spectra are wanted */
     svd_device device; /* close NULL: the CPU's LAPACK */
     bool device_lost;
+    onsets *onsets;        /* NULL without maps */
+    bool *all, *candidate; /* [maps_count] true; whose pair of this snapshot may be an onset's */
     alerts *alerts;        /* NULL: no rules, or a further rank */
     bool asks_stop;        /* one of them asked for the end of the run */
     int rank, ranks;       /* of the diagnostics ranks */
@@ -74,7 +78,20 @@ static status open_maps(diag *d, const config *c) {
     return maps_use_device(d->maps, &d->device);
 }
 
+static status open_onsets(diag *d, const config *c) {
+    if (!d->maps) return STATUS_OK;
+    size_t count = (size_t)maps_count(d->maps);
+    d->all = malloc(count * sizeof(bool));
+    d->candidate = calloc(count, sizeof(bool));
+    if (!d->all || !d->candidate) return status_fail(STATUS_INTERNAL, "out of memory for the diagnostics");
+    memset(d->all, true, count * sizeof(bool));
+    return onsets_open(&d->onsets, c, maps_matrices(d->maps), (int)count);
+}
+
 static void close_maps(diag *d) {
+    onsets_close(d->onsets);
+    free(d->all);
+    free(d->candidate);
     maps_close(d->maps);
     if (d->device.close) d->device.close(&d->device);
 }
@@ -108,8 +125,8 @@ status diag_open(diag **out, const config *c, const char *run_dir, const char *d
                                        .matrix_count = d->maps ? maps_count(d->maps) : 0};
         s = store_open(&d->store, path, &session);
     }
-    if (s == STATUS_OK && d->maps)
-        s = alerts_open(&d->alerts, c, maps_matrices(d->maps), maps_count(d->maps), run_dir);
+    if (s == STATUS_OK) s = open_onsets(d, c);
+    if (s == STATUS_OK && d->maps) s = alerts_open(&d->alerts, c, maps_matrices(d->maps), maps_count(d->maps), run_dir);
     if (s == STATUS_OK) {
         *out = d;
         return STATUS_OK;
@@ -127,6 +144,7 @@ status diag_open_further(diag **out, const config *c, int rank, channel_sender *
     set_up(d, c, rank);
     d->first = first;
     status s = open_maps(d, c);
+    if (s == STATUS_OK) s = open_onsets(d, c);
     if (s == STATUS_OK) return STATUS_OK;
     close_maps(d);
     free(d);
@@ -186,7 +204,7 @@ static void end_text(char *text, size_t size) {
 }
 
 static void add_snapshot(diag *d, int64_t step, const char *how, double lag_ms, double compute_ms, spectrum *rows,
-                         double *values) {
+                         double *values, float *pairs) {
     store_record r = {.kind = STORE_SNAPSHOT,
                       .snapshot = {.step = step,
                                    .tokens = step * d->tokens_per_step,
@@ -194,12 +212,18 @@ static void add_snapshot(diag *d, int64_t step, const char *how, double lag_ms, 
                                    .lag_ms = lag_ms,
                                    .compute_ms = compute_ms,
                                    .rows = rows,
-                                   .values = values}};
+                                   .values = values,
+                                   .pairs = pairs}};
     store_add(d->store, &r);
 }
 
 static bool wants_values(const diag *d, int64_t step) {
     return d->esd_every > 0 && step % d->esd_every == 0;
+}
+
+/* The pairs that a snapshot of that step has. */
+static maps_pairs wanted_pairs(const diag *d, const under_way *u) {
+    return (maps_pairs){.wanted = wants_values(d, u->step) ? d->all : onsets_wanted(d->onsets), .pairs = u->pairs};
 }
 
 static void take_record(diag *d, const channel_message *m) {
@@ -226,7 +250,7 @@ static void take_record(diag *d, const channel_message *m) {
         end_text(r.event.level, sizeof(r.event.level));
         end_text(r.event.kind, sizeof(r.event.kind));
         end_text(r.event.message, sizeof(r.event.message));
-        if (strcmp(r.event.kind, "drop") == 0) add_snapshot(d, r.event.step, "dropped", NAN, NAN, NULL, NULL);
+        if (strcmp(r.event.kind, "drop") == 0) add_snapshot(d, r.event.step, "dropped", NAN, NAN, NULL, NULL, NULL);
         break;
     case DIAG_FINISH:
         r.kind = STORE_FINISH;
@@ -244,22 +268,38 @@ static void note_alert(void *user, int64_t step, const char *message) {
     note(user, step, "warn", "alert", "%s", message);
 }
 
+/* top_overlap; and of the pairs only those stay that are written: of steps whose singular values are, and candidates.
+ */
+static void note_onsets(diag *d, under_way *u) {
+    bool any = wants_values(d, u->step);
+    onsets_note(d->onsets, u->step, u->rows, u->pairs, d->candidate);
+    for (int i = 0; !wants_values(d, u->step) && i < maps_count(d->maps); i++) {
+        any |= d->candidate[i];
+        if (!d->candidate[i]) u->pairs[maps_matrices(d->maps)[i].first_pair] = NAN;
+    }
+    if (any) return;
+    free(u->pairs);
+    u->pairs = NULL;
+}
+
 /* Without the spectra of all layers a snapshot is not recorded. */
 static void record_snapshot(diag *d, under_way *u) {
     if (u->why[0]) {
         log_warn("the snapshot of step %lld is not recorded: %s", (long long)u->step, u->why);
         note(d, u->step, "warn", "snapshot", "not recorded: %s", u->why);
-        add_snapshot(d, u->step, "failed", now_ms() - u->since_ms, NAN, NULL, NULL);
+        add_snapshot(d, u->step, "failed", now_ms() - u->since_ms, NAN, NULL, NULL, NULL);
         return;
     }
     if (!wants_values(d, u->step)) {
         free(u->values);
         u->values = NULL;
     }
+    note_onsets(d, u);
     d->asks_stop |= alerts_take(d->alerts, u->step, u->rows, note_alert, d);
-    add_snapshot(d, u->step, "done", now_ms() - u->since_ms, u->compute_ms, u->rows, u->values);
+    add_snapshot(d, u->step, "done", now_ms() - u->since_ms, u->compute_ms, u->rows, u->values, u->pairs);
     u->rows = NULL;
     u->values = NULL;
+    u->pairs = NULL;
 }
 
 /* A further rank's spectra of the snapshot, or why there are none, to the first one. */
@@ -267,7 +307,8 @@ static void send_part(diag *d, const under_way *u) {
     size_t bytes = 0;
     part_head head = {.compute_ms = u->compute_ms, .done = !u->why[0], .values = wants_values(d, u->step)};
     snprintf(head.why, sizeof(head.why), "%s", u->why);
-    void *message = part_pack(d->maps, d->rank, d->ranks, &head, u->rows, u->values, &bytes);
+    const part_results results = {.rows = u->rows, .values = u->values, .top = wanted_pairs(d, u)};
+    void *message = part_pack(d->maps, d->rank, d->ranks, &head, &results, &bytes);
     status s = message ? channel_post(d->first, DIAG_PART, u->step, message, bytes)
                        : status_fail(STATUS_INTERNAL, "out of memory for %zu bytes", bytes);
     if (s != STATUS_OK) log_error("the spectra of step %lld are lost: %s", (long long)u->step, status_message());
@@ -279,6 +320,7 @@ static void free_snapshot(under_way *u) {
     snapshot_free(&u->parts);
     free(u->rows);
     free(u->values);
+    free(u->pairs);
     *u = (under_way){0};
 }
 
@@ -313,7 +355,9 @@ static status make_room(const diag *d, under_way *u) {
     if (u->rows) return STATUS_OK;
     u->rows = malloc(((size_t)maps_count(d->maps) + 1) * sizeof(*u->rows));
     u->values = malloc(((size_t)maps_value_count(d->maps) + 1) * sizeof(*u->values));
-    if (u->rows && u->values) return STATUS_OK;
+    u->pairs = malloc(((size_t)maps_pair_count(d->maps) + 1) * sizeof(*u->pairs));
+    for (int i = 0; u->pairs && i < maps_count(d->maps); i++) u->pairs[maps_matrices(d->maps)[i].first_pair] = NAN;
+    if (u->rows && u->values && u->pairs) return STATUS_OK;
     return status_fail(STATUS_INTERNAL, "out of memory for %d spectra", maps_count(d->maps));
 }
 
@@ -322,7 +366,8 @@ static status compute_layers(diag *d, under_way *u) {
     double start = now_ms();
     TRY(make_room(d, u));
     u->parts.step = u->step;
-    TRY(maps_compute(d->maps, &u->parts, u->rows, u->values));
+    maps_pairs top = wanted_pairs(d, u);
+    TRY(maps_compute_pairs(d->maps, &u->parts, u->rows, u->values, &top));
     report_device(d, u->step);
     u->compute_ms = fmax(u->compute_ms, now_ms() - start);
     return STATUS_OK;
@@ -395,7 +440,8 @@ static int take_part(diag *d, const channel_message *m, int senders) {
     under_way *u = find_under_way(d, m->step, senders, &credits);
     part_head head = {0};
     status s = make_room(d, u);
-    if (s == STATUS_OK) s = part_unpack(d->maps, rank, d->ranks, m->data, m->bytes, &head, u->rows, u->values);
+    const part_results results = {.rows = u->rows, .values = u->values, .top = wanted_pairs(d, u)};
+    if (s == STATUS_OK) s = part_unpack(d->maps, rank, d->ranks, m->data, m->bytes, &head, &results);
     if (s != STATUS_OK) spoil(u, "diagnostics rank %d: %s", rank, status_message());
     if (s == STATUS_OK && !head.done) spoil(u, "diagnostics rank %d: %s", rank, head.why);
     status_clear();

@@ -358,6 +358,12 @@ void nulls_fill(nulls *n, const store_snapshot *r) {
              missing, (long long)r->step, nulls_maker_waiting(n->maker));
 }
 
+void nulls_keep_overlaps(nulls *n, int64_t step, const spectrum *rows) {
+    for (kept *k = n->first; k; k = k->next)
+        for (int i = 0; k->record.step == step && i < n->count; i++)
+            k->record.rows[i].top_overlap = rows[i].top_overlap;
+}
+
 /* Fills kept snapshots when the maker has done something, not after every ensemble. */
 static void refill(nulls *n) {
     int done = nulls_maker_done(n->maker);

@@ -22,6 +22,9 @@ void nulls_place(nulls *n, const snapshot *s, spectrum *rows, const double *valu
  * snapshot as it is recorded; its values are not read. */
 void nulls_fill(nulls *n, const store_snapshot *r);
 
+/* The rows that are kept of that step get rows' top_overlap, which is known when tw_score is. */
+void nulls_keep_overlaps(nulls *n, int64_t step, const spectrum *rows);
+
 /* A snapshot of before with more columns filled, as it is to be recorded again; rows are malloc'ed. false: none. */
 bool nulls_next_snapshot(nulls *n, store_snapshot *out);
 

@@ -16,38 +16,41 @@ static void pass(walk *w, void *data, size_t bytes) {
     w->passed += bytes;
 }
 
-static void pass_rows(walk *w, const maps *m, int i, int n, const part_head *head, spectrum *rows, double *values) {
+static void pass_rows(walk *w, const maps *m, int i, int n, const part_head *head, const part_results *r) {
     const maps_matrix *matrices = maps_matrices(m);
     for (int k = 0; head->done && k < maps_count(m); k++)
-        if (matrices[k].layer % n == i) pass(w, &rows[k], sizeof(*rows));
+        if (matrices[k].layer % n == i) pass(w, &r->rows[k], sizeof(*r->rows));
     for (int k = 0; head->done && head->values && k < maps_count(m); k++)
         if (matrices[k].layer % n == i)
-            pass(w, &values[matrices[k].first_value], (size_t)matrices[k].rank * sizeof(*values));
+            pass(w, &r->values[matrices[k].first_value], (size_t)matrices[k].rank * sizeof(*r->values));
+    for (int k = 0; head->done && k < maps_count(m); k++)
+        if (matrices[k].layer % n == i && r->top.wanted[k])
+            pass(w, &r->top.pairs[matrices[k].first_pair],
+                 (size_t)(matrices[k].left + matrices[k].right) * sizeof(*r->top.pairs));
 }
 
-void *part_pack(const maps *m, int i, int n, const part_head *head, const spectrum *rows, const double *values,
-                size_t *bytes) {
+void *part_pack(const maps *m, int i, int n, const part_head *head, const part_results *results, size_t *bytes) {
     walk w = {.passed = sizeof(*head)};
-    pass_rows(&w, m, i, n, head, (spectrum *)rows, (double *)values);
+    pass_rows(&w, m, i, n, head, results);
     *bytes = w.passed;
     char *message = malloc(w.passed);
     if (!message) return NULL;
     memcpy(message, head, sizeof(*head));
     w = (walk){.at = message, .passed = sizeof(*head)};
-    pass_rows(&w, m, i, n, head, (spectrum *)rows, (double *)values);
+    pass_rows(&w, m, i, n, head, results);
     return message;
 }
 
-status part_unpack(const maps *m, int i, int n, const void *message, size_t bytes, part_head *head, spectrum *rows,
-                   double *values) {
+status part_unpack(const maps *m, int i, int n, const void *message, size_t bytes, part_head *head,
+                   const part_results *results) {
     walk w = {.passed = sizeof(*head)};
     if (bytes < sizeof(*head)) return status_fail(STATUS_DATA, "%zu bytes are too few for spectra", bytes);
     memcpy(head, message, sizeof(*head));
     head->why[sizeof(head->why) - 1] = '\0';
-    pass_rows(&w, m, i, n, head, rows, values);
+    pass_rows(&w, m, i, n, head, results);
     if (w.passed != bytes)
         return status_fail(STATUS_DATA, "%zu bytes where its layers' spectra have %zu", bytes, w.passed);
     w = (walk){.at = (char *)message, .out = true, .passed = sizeof(*head)};
-    pass_rows(&w, m, i, n, head, rows, values);
+    pass_rows(&w, m, i, n, head, results);
     return STATUS_OK;
 }

@@ -80,6 +80,9 @@ static void shares_become_spectra(void **state) {
     check_sql("SELECT count(*) FROM spectra WHERE status = 'ok'", 2 * matrices);
     check_sql("SELECT count(*) FROM esd JOIN snapshots USING(snapshot_id) WHERE step = 20", matrices);
     check_sql("SELECT count(*) FROM esd", matrices);
+    check_sql("SELECT count(*) FROM vectors JOIN snapshots USING(snapshot_id) WHERE step = 20", matrices);
+    check_sql("SELECT count(*) FROM vectors", matrices);
+    check_sql("SELECT count(*) FROM spectra WHERE top_overlap IS NOT NULL", 0); /* no head has an onset */
     check_sql("SELECT count(*) FROM runs WHERE status = 'finished'", 1);
 }
 
@@ -240,13 +243,14 @@ static void send_both_shares(diag *d, const config *c, int64_t step, int credits
 
 /* Whoever is first, a snapshot is done when the spectra of both are there; both know what one alone computes. */
 static void spectra_of_two_ranks_meet(void **state) {
+    static const char *const digits = "SELECT sum(matrix_id * length(replace(hex(u) || hex(v), '3', ''))) FROM vectors";
     two_ranks t;
     config alone = test_config();
     diag *d = open_diag(&alone);
     send_both_shares(d, &alone, 20, 1);
     check_status(diag_close(d), STATUS_OK);
     double matrices = rundb_number("SELECT count(*) FROM matrices");
-    double sum = rundb_number("SELECT sum(lambda_max * matrix_id) FROM spectra");
+    double sum = rundb_number("SELECT sum(lambda_max * matrix_id) FROM spectra"), of_pairs = rundb_number(digits);
     unlink(rundb_path);
     open_two(&t);
     send_both_shares(t.second, &t.config, 10, 1);
@@ -259,6 +263,8 @@ static void spectra_of_two_ranks_meet(void **state) {
     check_sql("SELECT count(*) FROM snapshots WHERE status = 'done' AND compute_ms > 0", 2);
     check_sql("SELECT count(*) FROM spectra WHERE status = 'ok'", 2 * matrices);
     check_sql("SELECT count(*) FROM esd", matrices);
+    check_sql("SELECT count(*) FROM vectors", matrices);
+    check_sql(digits, of_pairs);
     check_sql("SELECT sum(lambda_max * matrix_id) FROM spectra JOIN snapshots USING(snapshot_id) WHERE step = 20", sum);
     check_sql("SELECT count(*) FROM events", 0);
 }
