@@ -9,10 +9,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* m and s of a null whose ratio lies between two ensembles follow from what is recorded of it: the constants of
- * tw_score and null_edge95 (docs/design.md section 6.4). */
-static const double TW_SD = 1.26799, TW_MEAN = -1.20653, EDGE95 = 1.7239;
-
 enum { MOST_SNAPSHOTS = 10000000 };
 static const int64_t MOST_STEP = 1000000000000; /* that the configuration allows */
 
@@ -33,7 +29,7 @@ static const char sql_shape[] = "SELECT count(*), max(layer) + 1, max(head) + 1,
 static const char sql_states[] =
     "SELECT s.step, m.layer, m.head, min(m.rows, m.cols) AS r, p.status, p.lambda_max, p.lambda_sum, p.tw_score,"
     " p.tw_score_gains, p.effective_rank_rest, p.z_effective_rank_rest, p.z_effective_rank_rest_gains, p.top_overlap,"
-    " p.null_edge95, p.null_ratio, n.m, n.s, n.effective_rank_rest_mean, n.effective_rank_rest_sd"
+    " n.m, n.s, n.effective_rank_rest_mean"
     " FROM snapshots s JOIN spectra p USING(snapshot_id) JOIN matrices m USING(matrix_id)"
     " LEFT JOIN nulls n ON n.null_id = p.null_id"
     " WHERE s.run_id = ?1 AND s.status = 'done' AND m.run_id = ?1 AND " FAMILY " ORDER BY s.step";
@@ -201,16 +197,10 @@ static findings_state state_of(sqlite3_stmt *q) {
                         .z_rest = real_at(q, 10),
                         .z_rest_gains = real_at(q, 11),
                         .top_overlap = real_at(q, 12)};
-    double mean = real_at(q, 6) / real_at(q, 3), log_top = log(real_at(q, 5) / mean);
-    double standard = (s.tw_score - TW_MEAN) / TW_SD;
-    bool tabulated = is_null(q, 14);
-    double log_edge95 = log(real_at(q, 13) / mean);
-    s.null_sd = tabulated && !is_null(q, 16) ? real_at(q, 16) : (log_top - log_edge95) / (standard - EDGE95);
-    if (!isfinite(s.null_sd)) s.null_sd = NAN;
-    double m = tabulated && !is_null(q, 15) ? real_at(q, 15) : log_edge95 - EDGE95 * s.null_sd;
-    s.excess = exp(log_top - m);
-    double rest = real_at(q, 9);
-    s.rest = rest / (tabulated ? real_at(q, 17) : rest - s.z_rest * real_at(q, 18));
+    double mean = real_at(q, 6) / real_at(q, 3);
+    s.excess = real_at(q, 5) / mean / exp(real_at(q, 13));
+    s.null_sd = real_at(q, 14);
+    s.rest = real_at(q, 9) / real_at(q, 15);
     return s;
 }
 

@@ -24,11 +24,11 @@ except ImportError:
 
 BULKHEAD = os.environ.get("BULKHEAD", "build/release/bulkhead")
 
-TW_SD, TW_MEAN, EDGE95 = 1.26799, -1.20653, 1.7239
+TW_SD, TW_MEAN = 1.26799, -1.20653
 THETAS = (1.25, 1.5, 2.0, 3.0, 5.0)
 R = 16  # rows and columns of every core
 COLUMNS = ("lambda_max lambda_sum tw_score tw_score_gains effective_rank_rest z_effective_rank_rest z_effective_rank_rest_gains "
-           "top_overlap null_edge95").split()
+           "top_overlap").split()
 
 SCHEMA = f"""
 CREATE TABLE meta(key TEXT PRIMARY KEY, value TEXT);
@@ -37,10 +37,8 @@ CREATE TABLE params(run_id INTEGER, key TEXT, value TEXT, PRIMARY KEY(run_id, ke
 CREATE TABLE snapshots(snapshot_id INTEGER PRIMARY KEY, run_id INTEGER, step INTEGER, status TEXT, UNIQUE(run_id, step));
 CREATE TABLE matrices(matrix_id INTEGER PRIMARY KEY, run_id INTEGER, form TEXT, part TEXT, scope TEXT, layer INTEGER, head INTEGER,
                       tensor TEXT, rows INTEGER, cols INTEGER);
-CREATE TABLE spectra(snapshot_id INTEGER, matrix_id INTEGER, {' REAL, '.join(COLUMNS)} REAL, null_id INTEGER, null_ratio REAL,
-                     status TEXT, PRIMARY KEY(snapshot_id, matrix_id)) WITHOUT ROWID;
-CREATE TABLE nulls(null_id INTEGER PRIMARY KEY, key TEXT UNIQUE, m REAL, s REAL, effective_rank_rest_mean REAL,
-                   effective_rank_rest_sd REAL);
+CREATE TABLE spectra(snapshot_id INTEGER, matrix_id INTEGER, {' REAL, '.join(COLUMNS)} REAL, null_id INTEGER, status TEXT, PRIMARY KEY(snapshot_id, matrix_id)) WITHOUT ROWID;
+CREATE TABLE nulls(null_id INTEGER PRIMARY KEY, key TEXT UNIQUE, m REAL, s REAL, effective_rank_rest_mean REAL);
 CREATE TABLE eval_metrics(run_id INTEGER, step INTEGER, split TEXT, loss REAL);
 CREATE TABLE layer_spectra(run_id INTEGER, mp_gap REAL);
 INSERT INTO meta VALUES('schema_version', '1');
@@ -62,8 +60,7 @@ def noise_run(rng, variant="mha", seed=1, layers=4, heads=3, every=10, steps=300
     keep = 1.0 if drift == 0 else math.exp(-drift)
     tw = stats.gamma.ppf(stats.norm.cdf(scores(keep)), 46.446, scale=0.186054) - 9.84801
     z = scores(keep)
-    return dict(variant=variant, seed=seed, layers=layers, heads=heads, every=every, steps=at, last=steps, m=m, s=s, interpolated=
-                variant == "mla-decoupled", log_excess=s * (tw - TW_MEAN) / TW_SD, gains_tw=np.where(tw > 3, tw, np.nan), z=z,
+    return dict(variant=variant, seed=seed, layers=layers, heads=heads, every=every, steps=at, last=steps, m=m, s=s, log_excess=s * (tw - TW_MEAN) / TW_SD, gains_tw=np.where(tw > 3, tw, np.nan), z=z,
                 gains_z=np.where(z < -3, z, np.nan), rest_mean=12.0, rest_sd=0.4, overlap=np.full(shape, np.nan),
                 recorded=np.ones(len(at), bool), loss=3.0 + 0.01 * rng.normal(), planned=len(at), name=f"{variant}-{seed}")
 
@@ -97,10 +94,7 @@ def write(path, runs):
                        [(run_id, "diagnostics.every", str(run["every"])), (run_id, "diagnostics.dense_until", "0"),
                         (run_id, "train.steps", str(run["last"]))])
         db.execute("INSERT INTO eval_metrics VALUES(?, ?, 'validation', ?)", (run_id, run["last"], run["loss"]))
-        null_sd = run["s"] if not run["interpolated"] else run["s"] * 1.4  # the row of a neighbouring ratio
-        db.execute("INSERT INTO nulls VALUES(?, ?, ?, ?, ?, ?)", (run_id, f"null {run_id}", run["m"] + 0.3 * run["interpolated"],
-                                                                   null_sd, run["rest_mean"] * (1 + run["interpolated"]),
-                                                                   run["rest_sd"]))
+        db.execute("INSERT INTO nulls VALUES(?, ?, ?, ?, ?)", (run_id, f"null {run_id}", run["m"], run["s"], run["rest_mean"]))
         for layer in range(run["layers"]):
             for head in range(run["heads"]):
                 db.execute("INSERT INTO matrices VALUES(?, ?, 'score', 'full', 'head', ?, ?, '', ?, ?)",
@@ -120,11 +114,11 @@ def write(path, runs):
                     mean = 0.01
                     rest = run["rest_mean"] + run["z"][i] * run["rest_sd"]
                     values = [mean * math.exp(run["m"] + run["log_excess"][i]), mean * R, tw[i], run["gains_tw"][i], rest,
-                              run["z"][i], run["gains_z"][i], run["overlap"][i], mean * math.exp(run["m"] + EDGE95 * run["s"])]
-                    db.execute(f"INSERT INTO spectra VALUES({', '.join('?' * 14)})",
+                              run["z"][i], run["gains_z"][i], run["overlap"][i]]
+                    db.execute(f"INSERT INTO spectra VALUES({', '.join('?' * 12)})",
                                [snapshot, 1000 * run_id + layer * run["heads"] + head] +
                                [None if np.isnan(v) else float(v) for v in values] +
-                               [run_id, 0.5 if run["interpolated"] else None, "ok"])
+                               [run_id, "ok"])
     db.commit()
     db.close()
 
