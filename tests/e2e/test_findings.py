@@ -24,7 +24,7 @@ def random_study(seed, seeds=8, layers=5, heads=3):
                     until = None if rng.random() < 0.7 else start + int(rng.integers(1, 6))
                     data.plant(run, layer, head, start, rng.choice([1.4, 1.7, 2.5, 4.0]), until, rng.choice([0.3, 0.9]))
                     if rng.random() < 0.3:  # two heads at once: the one that is farther out counts
-                        data.plant(run, layer, (head + 1) % heads, start, rng.choice([1.7, 3.0]))
+                        data.plant(run, layer, (head + 1) % heads, start, rng.choice([1.7, 3.1]))
                     if rng.random() < 0.9:
                         data.collapse(run, layer, head, min(28, max(1, start + int(rng.integers(-4, 5)))), rng.choice([0.6, 0.7, 0.85]))
             run["recorded"][rng.integers(2, 30, size=2)] = False
