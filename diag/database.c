@@ -28,8 +28,7 @@ status database_failure(sqlite3 *db, const char *path, int rc) {
     case SQLITE_BUSY:
     case SQLITE_LOCKED:
         return status_fail(
-            STATUS_IO, "%s is in use by another process that writes it; wait for that run or choose another run.dir",
-            path);
+            STATUS_IO, "%s is in use by another process that writes it; wait for that one or name another place", path);
     case SQLITE_NOTADB:
     case SQLITE_CORRUPT:
         return status_fail(STATUS_DATA, "%s is not a usable SQLite database: %s", path, sqlite3_errmsg(db));

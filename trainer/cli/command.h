@@ -17,6 +17,7 @@ status cmd_prepare(int argc, char **argv);
 status cmd_plan(int argc, char **argv);
 status cmd_train(int argc, char **argv);
 status cmd_query(int argc, char **argv);
+status cmd_merge(int argc, char **argv);
 status cmd_findings(int argc, char **argv);
 status cmd_analyze(int argc, char **argv);
 status cmd_version(int argc, char **argv);

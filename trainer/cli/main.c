@@ -11,6 +11,7 @@ static const command commands[] = {
     {"prepare", "turn text into a tokenizer and token shards", cmd_prepare},
     {"plan", "parameters, memory, communication and launch lines of a configuration", cmd_plan},
     {"train", "pretrain a model (under mpirun or srun)", cmd_train},
+    {"merge", "unite the databases of runs in one file", cmd_merge},
     {"query", "ask a run's spectral history database", cmd_query},
     {"findings", "judge runs: onset, propagation, collapse and prevention as tests", cmd_findings},
     {"analyze", "spectra of any checkpoint: Hugging Face folders, safetensors", cmd_analyze},

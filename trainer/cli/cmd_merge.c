@@ -1,0 +1,51 @@
+/* bulkhead merge: unites run databases in one file. */
+#include "diag/merge.h"
+#include "trainer/cli/command.h"
+
+#include <getopt.h>
+#include <stdio.h>
+#include <string.h>
+
+static void print_help(void) {
+    puts(
+        "usage: bulkhead merge DB... -o DB\n"
+        "\n"
+        "Copies the runs of the databases (run.db files or run folders, finished or being written) into one file, for\n"
+        "questions across runs: query, findings, SQL. The file is made, or gets what it lacks: a run that it has is\n"
+        "brought up to date, unless it knows more of it than the source. Merging twice changes nothing.\n"
+        "\n"
+        "options:\n"
+        "  -o DB, --output DB   the file; it must not be among the sources");
+}
+
+status cmd_merge(int argc, char **argv) {
+    static const struct option options[] = {
+        {"output", required_argument, NULL, 'o'}, {"help", no_argument, NULL, 'h'}, {NULL, 0, NULL, 0}};
+    const char *output = NULL;
+    optind = 1;
+    opterr = 0;
+    for (int option; (option = getopt_long(argc, argv, ":ho:", options, NULL)) != -1;) {
+        switch (option) {
+        case 'o':
+            if (output) return status_fail(STATUS_USAGE, "one output: %s, or %s", output, optarg);
+            output = optarg;
+            break;
+        case 'h':
+            print_help();
+            return STATUS_OK;
+        case ':':
+            return status_fail(STATUS_USAGE, "%s wants a value after it", argv[optind - 1]);
+        default:
+            return status_fail(STATUS_USAGE, "'%s' is not understood; `bulkhead merge --help` lists the options",
+                               argv[optind - 1]);
+        }
+    }
+    if (!output) return status_fail(STATUS_USAGE, "no output; name a file behind -o");
+    if (optind == argc) return status_fail(STATUS_USAGE, "no database; name run.db files or run folders");
+    merge_counts counts;
+    TRY(merge_databases((const char *const *)argv + optind, argc - optind, output, &counts));
+    printf("%s: %d runs added, %d brought up to date", output, counts.added, counts.updated);
+    if (counts.older > 0) printf(", %d left as they were (the sources know less of them)", counts.older);
+    printf("\n");
+    return STATUS_OK;
+}
