@@ -7,6 +7,7 @@
 #include "core/rng.h"
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* Room for a [rows, cols] tensor of that global name. */
 static inline float *snapshot_room(snapshot *s, const char *name, int64_t rows, int64_t cols) {
@@ -29,38 +30,55 @@ static inline float *snapshot_noise(snapshot *s, uint64_t seed, int layer, const
     return x;
 }
 
-/* All Q-K tensors of the config's chain, in every layer. */
-static inline void snapshot_fill(snapshot *s, const config *c, uint64_t seed) {
+/* The Q-K tensors of a layer. */
+static inline void snapshot_fill_keys(snapshot *s, const config *c, uint64_t seed, int l) {
     int64_t d = c->model.width, H = c->model.heads, D = c->model.head_dim, R = c->attention.kv_lora_rank;
+    snapshot_noise(s, seed, l, "attention_norm", 1, d);
+    if (c->attention.variant == VARIANT_MHA) {
+        snapshot_noise(s, seed, l, "attention.W_Q", H * D, d);
+        snapshot_noise(s, seed, l, "attention.W_K", c->model.kv_heads * D, d);
+        return;
+    }
+    if (c->attention.latent_norm) snapshot_noise(s, seed, l, "attention.latent_norm", 1, R);
+    if (c->attention.variant == VARIANT_MLA_PREROPE) {
+        snapshot_noise(s, seed, l, "attention.W_Q", H * D, d);
+        snapshot_noise(s, seed, l, "attention.W_UK", H * D, R);
+        if (c->attention.prerope_source == SOURCE_HIDDEN) {
+            snapshot_noise(s, seed, l, "attention.W_D", R, d);
+            return;
+        }
+        snapshot_noise(s, seed, l, "attention.W_K", H * D, d);
+        snapshot_noise(s, seed, l, "attention.W_V", H * D, d);
+        snapshot_noise(s, seed, l, "attention.W_DK", R, H * D);
+        snapshot_noise(s, seed, l, "attention.W_DV", R, H * D);
+        return;
+    }
+    int64_t n = c->attention.qk_nope_head_dim, r = c->attention.qk_rope_head_dim, v = c->attention.v_head_dim;
+    int64_t Rq = c->attention.q_lora_rank;
+    snapshot_noise(s, seed, l, Rq ? "attention.W_UQ" : "attention.W_Q", H * (n + r), Rq ? Rq : d);
+    if (Rq) snapshot_noise(s, seed, l, "attention.W_DQ", Rq, d);
+    if (Rq && c->attention.latent_norm) snapshot_noise(s, seed, l, "attention.q_latent_norm", 1, Rq);
+    snapshot_noise(s, seed, l, "attention.W_DKV", R, d);
+    snapshot_noise(s, seed, l, "attention.W_KR", r, d);
+    snapshot_noise(s, seed, l, "attention.W_UKV", H * (n + v), R);
+}
+
+/* What the part ov needs beside them. */
+static inline void snapshot_fill_values(snapshot *s, const config *c, uint64_t seed, int l) {
+    int64_t d = c->model.width, H = c->model.heads, D = c->model.head_dim, R = c->attention.kv_lora_rank;
+    int64_t v = c->attention.variant == VARIANT_MLA_DECOUPLED ? c->attention.v_head_dim : D;
+    if (c->attention.variant == VARIANT_MHA) snapshot_noise(s, seed, l, "attention.W_V", c->model.kv_heads * D, d);
+    if (c->attention.variant == VARIANT_MLA_PREROPE) snapshot_noise(s, seed, l, "attention.W_UV", H * D, R);
+    snapshot_noise(s, seed, l, "attention.W_O", d, H * v);
+}
+
+/* All tensors of the config's chain, in every layer. */
+static inline void snapshot_fill(snapshot *s, const config *c, uint64_t seed) {
+    bool ov = false;
+    for (int i = 0; i < c->diagnostics.parts.count; i++) ov |= strcmp(c->diagnostics.parts.items[i], "ov") == 0;
     for (int l = 0; l < c->model.layers; l++) {
-        snapshot_noise(s, seed, l, "attention_norm", 1, d);
-        if (c->attention.variant == VARIANT_MHA) {
-            snapshot_noise(s, seed, l, "attention.W_Q", H * D, d);
-            snapshot_noise(s, seed, l, "attention.W_K", c->model.kv_heads * D, d);
-            continue;
-        }
-        if (c->attention.latent_norm) snapshot_noise(s, seed, l, "attention.latent_norm", 1, R);
-        if (c->attention.variant == VARIANT_MLA_PREROPE) {
-            snapshot_noise(s, seed, l, "attention.W_Q", H * D, d);
-            snapshot_noise(s, seed, l, "attention.W_UK", H * D, R);
-            if (c->attention.prerope_source == SOURCE_HIDDEN) {
-                snapshot_noise(s, seed, l, "attention.W_D", R, d);
-                continue;
-            }
-            snapshot_noise(s, seed, l, "attention.W_K", H * D, d);
-            snapshot_noise(s, seed, l, "attention.W_V", H * D, d);
-            snapshot_noise(s, seed, l, "attention.W_DK", R, H * D);
-            snapshot_noise(s, seed, l, "attention.W_DV", R, H * D);
-            continue;
-        }
-        int64_t n = c->attention.qk_nope_head_dim, r = c->attention.qk_rope_head_dim, v = c->attention.v_head_dim;
-        int64_t Rq = c->attention.q_lora_rank;
-        snapshot_noise(s, seed, l, Rq ? "attention.W_UQ" : "attention.W_Q", H * (n + r), Rq ? Rq : d);
-        if (Rq) snapshot_noise(s, seed, l, "attention.W_DQ", Rq, d);
-        if (Rq && c->attention.latent_norm) snapshot_noise(s, seed, l, "attention.q_latent_norm", 1, Rq);
-        snapshot_noise(s, seed, l, "attention.W_DKV", R, d);
-        snapshot_noise(s, seed, l, "attention.W_KR", r, d);
-        snapshot_noise(s, seed, l, "attention.W_UKV", H * (n + v), R);
+        snapshot_fill_keys(s, c, seed, l);
+        if (ov) snapshot_fill_values(s, c, seed, l);
     }
 }
 

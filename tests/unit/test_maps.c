@@ -116,6 +116,9 @@ static void workers_do_not_matter(void **state) {
     snapshot_free(&s);
 }
 
+static char *part_words[] = {"full", "content", "rope", "ov"};
+static const config_list all_parts = {4, part_words};
+
 /* Every shape that a config can have is computed, and every spectrum of noise is plausible. */
 static void every_wiring_has_its_spectra(void **state) {
     for (int kind = 0; kind < 6; kind++) {
@@ -126,6 +129,7 @@ static void every_wiring_has_its_spectra(void **state) {
         if (kind == 2) c.attention.prerope_source = SOURCE_HIDDEN;
         if (kind == 4) c.attention.q_lora_rank = 7;
         if (kind == 5) c.attention.latent_norm = false;
+        c.diagnostics.parts = all_parts;
         snapshot s = {0};
         snapshot_fill(&s, &c, 3);
         for (int i = 0; i < s.count; i++) assert_true(maps_wants(&c, s.tensors[i].name));
@@ -148,11 +152,50 @@ static void only_the_chain_travels(void **state) {
     const char *const others[] = {"layers.1.attention.W_V",  "layers.1.attention.W_O", "layers.1.ffn.gate", "embedding",
                                   "layers.1.attention.W_QX", "layers..attention.W_Q",  "layers.1.",         ""};
     for (size_t i = 0; i < sizeof(others) / sizeof(*others); i++) assert_false(maps_wants(&c, others[i]));
+    c.diagnostics.parts = all_parts;
+    assert_true(maps_wants(&c, "layers.1.attention.W_V") && maps_wants(&c, "layers.1.attention.W_O"));
+    c.diagnostics.parts.count = 3;
     c.attention.variant = VARIANT_MLA_PREROPE;
     assert_true(maps_wants(&c, "layers.0.attention.W_V") && maps_wants(&c, "layers.0.attention.latent_norm"));
     assert_false(maps_wants(&c, "layers.0.attention.W_UV"));
     c.attention.prerope_source = SOURCE_HIDDEN;
     assert_false(maps_wants(&c, "layers.0.attention.W_V"));
+}
+
+/* Every top pair belongs to s_1: exact to fp32 for a weight, whose rows are known here, of norm 1 for all. */
+static void top_pairs_belong_to_the_largest_value(void **state) {
+    config c = diagnostics_config(VARIANT_MLA_DECOUPLED, 2, 2, 8, 32);
+    c.diagnostics.parts = all_parts;
+    snapshot s = {0};
+    snapshot_fill(&s, &c, 4);
+    computed q = compute(&c, &s, NULL, 1);
+    int count = maps_count(q.maps), checked = 0;
+    bool *wanted = calloc((size_t)count, sizeof(*wanted));
+    float *pairs = calloc((size_t)maps_pair_count(q.maps), sizeof(*pairs));
+    for (int i = 0; i < count; i++) wanted[i] = i % 3 != 1;
+    check_status(maps_compute_pairs(q.maps, &s, q.rows, q.values, &(maps_pairs){wanted, pairs}), STATUS_OK);
+    for (int i = 0; i < count; i++) {
+        const maps_matrix *m = &maps_matrices(q.maps)[i];
+        const float *u = pairs + m->first_pair, *v = u + m->left;
+        double of_u = 0, of_v = 0;
+        for (int k = 0; k < m->left; k++) of_u += (double)u[k] * u[k];
+        for (int k = 0; k < m->right; k++) of_v += (double)v[k] * v[k];
+        check_near(of_u, wanted[i], 1e-6);
+        check_near(of_v, wanted[i], 1e-6);
+        if (!wanted[i] || strcmp(m->tensor, "W_DKV") != 0) continue;
+        const float *W = weight(&s, m->layer, "attention.W_DKV");
+        for (int row = 0; row < m->rows; row++) {
+            double sum = 0;
+            for (int k = 0; k < m->cols; k++) sum += (double)W[row * m->cols + k] * v[k];
+            check_near(sum / q.values[m->first_value], u[row], 1e-6);
+        }
+        checked++;
+    }
+    assert_true(checked > 0);
+    free(wanted);
+    free(pairs);
+    release(&q);
+    snapshot_free(&s);
 }
 
 /* A NaN in one place makes exactly the matrices that contain it nonfinite; the others keep their values. */
@@ -254,6 +297,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(workers_do_not_matter),
     cmocka_unit_test(every_wiring_has_its_spectra),
     cmocka_unit_test(only_the_chain_travels),
+    cmocka_unit_test(top_pairs_belong_to_the_largest_value),
     cmocka_unit_test(a_nan_stays_where_it_is),
     cmocka_unit_test(a_zero_map_has_status_zero),
     cmocka_unit_test(matrices_are_listed_in_order),
