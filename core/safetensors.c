@@ -231,6 +231,16 @@ static float from_bf16(const char *from) {
     return value;
 }
 
+/* As a float, a half's bits stand for 2^-112 times its value, but for infinities and NaN. */
+static float from_f16(const char *from) {
+    uint32_t half = READ(uint16_t), bits = (half & 0x7fff) << 13;
+    float value;
+    if (bits >= 0x7c00 << 13) bits |= 0x7f800000;
+    memcpy(&value, &bits, sizeof value);
+    if (bits < 0x7f800000) value *= 0x1p112f;
+    return half & 0x8000 ? -value : value;
+}
+
 status safetensors_f32(const safetensors_entry *e, float *out) {
     const char *from = e->data;
     size_t step = types[e->type].bytes;
@@ -243,7 +253,7 @@ status safetensors_f32(const safetensors_entry *e, float *out) {
             out[i] = (float)READ(double);
             break;
         case SAFETENSORS_F16:
-            out[i] = (float)READ(_Float16);
+            out[i] = from_f16(from);
             break;
         case SAFETENSORS_BF16:
             out[i] = from_bf16(from);

@@ -92,6 +92,57 @@ static void round_trip(void **state) {
     safetensors_close(&f);
 }
 
+/* All 65536 halves, against their definition. */
+static void halves(void **state) {
+    static uint16_t bits[65536];
+    static float got[65536];
+    for (int i = 0; i < 65536; i++) bits[i] = (uint16_t)i;
+    const safetensors_entry e = {"h", SAFETENSORS_F16, 1, {65536}, bits, sizeof bits};
+    check_status(safetensors_f32(&e, got), STATUS_OK);
+    for (int i = 0; i < 65536; i++) {
+        int exponent = i >> 10 & 31, fraction = i & 1023;
+        double want = exponent == 31 ? (fraction ? NAN : INFINITY)
+                                     : ldexp(exponent ? 1024 + fraction : fraction, (exponent ? exponent : 1) - 25);
+        if (i & 0x8000) want = -want;
+        if (isnan(want) ? !isnan(got[i]) : got[i] != want || !signbit(got[i]) != !signbit(want))
+            fail_msg("half %04x is %g, want %g", (unsigned)i, (double)got[i], want);
+    }
+}
+
+static void rows_of_a_matrix(void **state) {
+    const float matrix[6] = {1, 2, 3, 4, 5, 6};
+    const safetensors_entry e = {"m", SAFETENSORS_F32, 2, {3, 2}, matrix, sizeof matrix};
+    safetensors_entry last = safetensors_rows(&e, 1, 2);
+    float got[4];
+    assert_int_equal(safetensors_elements(&last), 4);
+    assert_int_equal(last.bytes, sizeof got);
+    check_status(safetensors_f32(&last, got), STATUS_OK);
+    for (int i = 0; i < 4; i++) check_near(got[i], i + 3, 0);
+    const safetensors_entry v = {"v", SAFETENSORS_F32, 1, {6}, matrix, sizeof matrix};
+    last = safetensors_rows(&v, 0, 1);
+    assert_int_equal(safetensors_elements(&last), 6);
+    assert_ptr_equal(last.data, matrix);
+}
+
+/* What was let go reads the same again, and its neighbours were never touched. */
+static void let_go(void **state) {
+    enum { COUNT = 20000 };
+    static float values[COUNT], got[COUNT];
+    for (int i = 0; i < COUNT; i++) values[i] = (float)i;
+    const safetensors_entry entries[] = {{"a", SAFETENSORS_F32, 1, {COUNT}, values, sizeof values},
+                                         {"b", SAFETENSORS_F32, 1, {0}, values, 0},
+                                         {"c", SAFETENSORS_F32, 1, {COUNT}, values, sizeof values}};
+    check_status(safetensors_write(file, entries, 3, NULL, 0), STATUS_OK);
+    safetensors f;
+    check_status(safetensors_open(&f, file), STATUS_OK);
+    for (int i = 0; i < 3; i++) safetensors_let_go(&f, &f.entries[i]);
+    for (int i = 0; i < 3; i += 2) {
+        check_status(safetensors_f32(&f.entries[i], got), STATUS_OK);
+        assert_memory_equal(got, values, sizeof values);
+    }
+    safetensors_close(&f);
+}
+
 static void integers(void **state) {
     safetensors f;
     check_status(open_header(&f,
@@ -208,6 +259,9 @@ static void bad_headers(void **state) {
 
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup_teardown(round_trip, make_folder, remove_folder),
+    cmocka_unit_test_setup_teardown(halves, make_folder, remove_folder),
+    cmocka_unit_test_setup_teardown(rows_of_a_matrix, make_folder, remove_folder),
+    cmocka_unit_test_setup_teardown(let_go, make_folder, remove_folder),
     cmocka_unit_test_setup_teardown(integers, make_folder, remove_folder),
     cmocka_unit_test_setup_teardown(duplicate_on_write, make_folder, remove_folder),
     cmocka_unit_test_setup_teardown(odd_but_valid, make_folder, remove_folder),
