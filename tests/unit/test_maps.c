@@ -266,6 +266,21 @@ static void matrices_are_listed_in_order(void **state) {
     maps_close(m);
 }
 
+/* A latent of one dimension: its weight is one row, and no gain. */
+static void a_weight_of_one_row_is_recorded(void **state) {
+    config c = diagnostics_config(VARIANT_MLA_PREROPE, 1, 2, 8, 16);
+    c.attention.prerope_source = SOURCE_HIDDEN;
+    c.attention.kv_lora_rank = 1;
+    snapshot s = {0};
+    snapshot_fill(&s, &c, 2);
+    computed q = compute(&c, &s, NULL, 1);
+    int i = find_matrix(q.maps, "weight", "full", "layer", 0, -1, "W_D");
+    assert_true(maps_matrices(q.maps)[i].rows == 1 && maps_matrices(q.maps)[i].cols == 16);
+    assert_int_equal(q.rows[i].status, SPECTRUM_STATUS_too_small);
+    release(&q);
+    snapshot_free(&s);
+}
+
 static void wrong_snapshots_and_lists_are_refused(void **state) {
     config c = diagnostics_config(VARIANT_MHA, 2, 4, 8, 32);
     snapshot s = {0};
@@ -301,6 +316,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_nan_stays_where_it_is),
     cmocka_unit_test(a_zero_map_has_status_zero),
     cmocka_unit_test(matrices_are_listed_in_order),
+    cmocka_unit_test(a_weight_of_one_row_is_recorded),
     cmocka_unit_test(wrong_snapshots_and_lists_are_refused),
 };
 
