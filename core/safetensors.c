@@ -172,6 +172,25 @@ static status map_file(safetensors *f) {
     return result;
 }
 
+/* Whether the text, if it is JSON, can be a header of this format. A tensor is an object of two arrays, and takes at
+ * least LEAST_TENSOR_BYTES; a header of brackets alone would cost 40 times its bytes as JSON. */
+static bool is_like_header(const char *text, size_t length) {
+    enum { LEAST_TENSOR_BYTES = 48, LEAST_VALUE_BYTES = 4, SLACK_BYTES = 256, SLACK_ARRAYS = 64 };
+    size_t objects = 0, arrays = 0, commas = 0;
+    bool in_string = false;
+    for (size_t i = 0; i < length; i++) {
+        char c = text[i];
+        if (in_string && c == '\\') i++;
+        if (c == '"') in_string = !in_string;
+        if (in_string) continue;
+        objects += c == '{';
+        arrays += c == '[';
+        commas += c == ',';
+    }
+    return arrays <= 2 * objects + SLACK_ARRAYS && objects * LEAST_TENSOR_BYTES <= length + SLACK_BYTES &&
+           commas * LEAST_VALUE_BYTES <= length + SLACK_BYTES;
+}
+
 static status read_header(safetensors *f) {
     uint64_t length;
     memcpy(&length, f->map, LENGTH_BYTES);
@@ -182,6 +201,7 @@ static status read_header(safetensors *f) {
         return BAD(f, "the header's length, %llu, is over %d", (unsigned long long)length,
                    SAFETENSORS_MAX_HEADER_BYTES);
     json_error_t error;
+    if (!is_like_header(text, length)) return BAD(f, "the header is no list of tensors");
     f->header = json_loadb(text, length, JSON_REJECT_DUPLICATES, &error);
     if (!f->header) return BAD(f, "the header is no JSON: %s", error.text);
     if (!json_is_object((json_t *)f->header)) return BAD(f, "the header is no JSON object");

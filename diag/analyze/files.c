@@ -11,7 +11,7 @@
 
 static const char SINGLE[] = "model.safetensors", INDEX[] = "model.safetensors.index.json";
 
-enum { INDEX_MAX_BYTES = SAFETENSORS_MAX_HEADER_BYTES, MOST_FILES = 4096 };
+enum { INDEX_MAX_BYTES = 1 << 25, MOST_FILES = 4096 };
 
 static status out_of_memory(void) {
     return status_fail(STATUS_INTERNAL, "out of memory for a model's list of files");
