@@ -66,6 +66,15 @@ status diag_check_alerts(const config *c, bool *stops) {
     return alerts_check(c, stops);
 }
 
+diag_size diag_snapshot_size(const config *c) {
+    enum { ROW_BYTES = 320, BLOB_ROW_BYTES = 24 };
+    maps_size n = {0};
+    if (c->diagnostics.ranks == 0 || maps_measure(c, &n) != STATUS_OK) n = (maps_size){0};
+    status_clear();
+    return (diag_size){.spectra_bytes = ROW_BYTES * n.rows,
+                       .esd_bytes = 2 * BLOB_ROW_BYTES * n.rows + 8 * n.values + 4 * n.pairs};
+}
+
 int diag_rank_of_layer(const config *c, int64_t layer) {
     return (int)(layer % c->diagnostics.ranks);
 }

@@ -29,9 +29,17 @@ status diag_close(diag *d);
 /* True when a snapshot must carry the parameter of that global name: the Q-K chain of the config's variant. */
 bool diag_wants(const config *c, const char *tensor_name);
 
-/* Reads diagnostics.alerts. CONFIG with the rule that is wrong. *stops: one of them may ask for the end of the run, which
- * compute rank 0 then learns by channel_stop_asked(). */
+/* Reads diagnostics.alerts. CONFIG with the rule that is wrong. *stops: one of them may ask for the end of the run,
+ * which compute rank 0 then learns by channel_stop_asked(). */
 status diag_check_alerts(const config *c, bool *stops);
+
+/* About how many bytes of the database a snapshot takes: its spectra; and, at esd_every steps, singular values and top
+ * pairs beside them. 0 where the configuration is wrong or asks for none. */
+typedef struct diag_size {
+    int64_t spectra_bytes, esd_bytes;
+} diag_size;
+
+diag_size diag_snapshot_size(const config *c);
 
 /* The diagnostics rank that has the layer: ranks take turns. */
 int diag_rank_of_layer(const config *c, int64_t layer);

@@ -211,10 +211,8 @@ static status worker_open(const maps *m, worker *w) {
     return spectrum_work_open(&w->spectrum, small, large);
 }
 
-status maps_open(maps **out, const config *c, int threads) {
-    maps *m = calloc(1, sizeof(*m));
-    if (!m) return status_fail(STATUS_INTERNAL, "out of memory for the diagnostics");
-    *out = m;
+/* What follows from the configuration alone. */
+static status set_up(maps *m, const config *c) {
     m->chain = chain_of(c);
     m->variant = c->attention.variant;
     m->sigma2 = c->diagnostics.sigma2;
@@ -232,27 +230,44 @@ status maps_open(maps **out, const config *c, int threads) {
     m->family[FAMILY_OV] = (family){.content = m->chain.value,
                                     .layer_content = m->latent ? m->latent : m->kv_heads * m->chain.value,
                                     .values = true};
+    TRY(choose("forms", c->diagnostics.forms, maps_form_names, MAPS_FORM_COUNT, m->form));
+    TRY(choose("parts", c->diagnostics.parts, maps_part_names, MAPS_PART_COUNT, m->part));
+    TRY(choose("scopes", c->diagnostics.scopes, maps_scope_names, MAPS_SCOPE_COUNT, m->scope));
+    return list_matrices(m);
+}
+
+static status open_workers(maps *m, int threads) {
     int64_t head, layer;
     tallest(m, &head, &layer);
     m->lapack_size = LAPACK_BLOCK * greatest((int)head, (int)layer);
-    status s = choose("forms", c->diagnostics.forms, maps_form_names, MAPS_FORM_COUNT, m->form);
-    if (s == STATUS_OK) s = choose("parts", c->diagnostics.parts, maps_part_names, MAPS_PART_COUNT, m->part);
-    if (s == STATUS_OK) s = choose("scopes", c->diagnostics.scopes, maps_scope_names, MAPS_SCOPE_COUNT, m->scope);
-    if (s == STATUS_OK) s = list_matrices(m);
-    if (s != STATUS_OK) goto failed;
     m->workers = greatest(least(threads, m->layers), 1);
     m->worker = calloc((size_t)m->workers, sizeof(*m->worker));
     m->tensors = calloc((size_t)m->layers * CHAIN_SLOTS, sizeof(*m->tensors));
-    if (!m->worker || !m->tensors) {
-        s = status_fail(STATUS_INTERNAL, "out of memory for %d diagnostics workers", m->workers);
-        goto failed;
-    }
-    for (int i = 0; i < m->workers; i++)
-        if ((s = worker_open(m, &m->worker[i])) != STATUS_OK) goto failed;
+    if (!m->worker || !m->tensors)
+        return status_fail(STATUS_INTERNAL, "out of memory for %d diagnostics workers", m->workers);
+    for (int i = 0; i < m->workers; i++) TRY(worker_open(m, &m->worker[i]));
     return STATUS_OK;
-failed:
-    maps_close(m);
+}
+
+status maps_open(maps **out, const config *c, int threads) {
+    maps *m = calloc(1, sizeof(*m));
     *out = NULL;
+    if (!m) return status_fail(STATUS_INTERNAL, "out of memory for the diagnostics");
+    status s = set_up(m, c);
+    if (s == STATUS_OK) s = open_workers(m, threads);
+    if (s == STATUS_OK) {
+        *out = m;
+    } else {
+        maps_close(m);
+    }
+    return s;
+}
+
+status maps_measure(const config *c, maps_size *out) {
+    maps m = {0};
+    status s = set_up(&m, c);
+    *out = (maps_size){.rows = m.count, .values = m.value_count, .pairs = m.pair_count};
+    free(m.matrices);
     return s;
 }
 

@@ -45,6 +45,14 @@ typedef struct maps maps;
 status maps_open(maps **out, const config *c, int threads);
 void maps_close(maps *m);
 
+/* How many matrices the config asks for, their singular values, and the entries of their top pairs. CONFIG as
+ * maps_open. */
+typedef struct maps_size {
+    int64_t rows, values, pairs;
+} maps_size;
+
+status maps_measure(const config *c, maps_size *out);
+
 /* From here on the singular values come from the device, in fp32; what it does not find, LAPACK does. device stays the
  * caller's and outlives m. CONFIG when there is not the memory. */
 status maps_use_device(maps *m, svd_device *device);

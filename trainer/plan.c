@@ -20,10 +20,13 @@ static int64_t snapshot_bytes(const config *c, const model *m) {
     return bytes;
 }
 
-/* Rows of `spectra` that one snapshot writes, about: heads and layers, by forms and parts. */
-static int64_t spectra_rows(const config *c) {
-    int64_t parts = c->attention.variant == VARIANT_MLA_DECOUPLED ? c->diagnostics.parts.count : 1;
-    return c->model.layers * parts * (c->model.heads * c->diagnostics.forms.count + 1);
+enum { STEP_ROW_BYTES = 320 };
+
+static int64_t database_bytes(const config *c, int64_t snapshots) {
+    diag_size each = diag_snapshot_size(c);
+    int64_t esd = c->diagnostics.esd_every ? c->train.steps / c->diagnostics.esd_every + 1 : 0;
+    if (esd > snapshots) esd = snapshots;
+    return snapshots * each.spectra_bytes + esd * each.esd_bytes + STEP_ROW_BYTES * c->train.steps;
 }
 
 /* auto is planned as the CPU would run it. */
@@ -68,7 +71,7 @@ status plan_make(plan *out, const config *c) {
         out->snapshot_bytes = snapshot_bytes(c, &m);
         bool staged = c->run.device == DEVICE_CUDA && c->diagnostics.ranks > 0;
         out->staging_bytes = staged ? out->snapshot_bytes / (tp * dp) : 0;
-        out->database_bytes = 320 * (out->snapshots * spectra_rows(c) + c->train.steps);
+        out->database_bytes = database_bytes(c, out->snapshots);
     }
     model_free(&m);
     return s;

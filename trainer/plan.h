@@ -13,7 +13,7 @@ typedef struct plan {
     int64_t snapshot_bytes;               /* whole job, one snapshot */
     int64_t staging_bytes;                /* of a GPU, about: its share of a snapshot, on the way out */
     int64_t snapshots;                    /* in the run */
-    int64_t database_bytes;               /* estimate: 320 bytes a spectrum and a step */
+    int64_t database_bytes;               /* estimate: some 320 bytes a spectrum and a step, and blobs */
 } plan;
 
 /* CONFIG when the shapes cannot be split. parallel.data absent: planned for one. */

@@ -134,6 +134,10 @@ static void every_wiring_has_its_spectra(void **state) {
         snapshot_fill(&s, &c, 3);
         for (int i = 0; i < s.count; i++) assert_true(maps_wants(&c, s.tensors[i].name));
         computed q = compute(&c, &s, NULL, 2);
+        maps_size size;
+        check_status(maps_measure(&c, &size), STATUS_OK);
+        assert_true(size.rows == maps_count(q.maps) && size.values == maps_value_count(q.maps) &&
+                    size.pairs == maps_pair_count(q.maps));
         for (int i = 0; i < maps_count(q.maps); i++) {
             const maps_matrix *x = &maps_matrices(q.maps)[i];
             if (q.rows[i].status != SPECTRUM_STATUS_ok)
