@@ -100,7 +100,8 @@ static int kind_of_column(const char *name) {
     return -1;
 }
 
-/* Binds column i of a row that was read: translated where it is an id. An id that its file does not explain is DATA. */
+/* Binds column i of a row that was read: translated where it is an id. An id that its file does not explain is DATA,
+ * but for one of a null. */
 static status bind(const merge *m, sqlite3_stmt *insert, int at, sqlite3_stmt *row, int i, int kind) {
     if (kind < 0 || sqlite3_column_type(row, i) == SQLITE_NULL) {
         sqlite3_bind_value(insert, at, sqlite3_column_value(row, i));
@@ -110,6 +111,10 @@ static status bind(const merge *m, sqlite3_stmt *insert, int at, sqlite3_stmt *r
     id_pair wanted = {.from = sqlite3_column_int64(row, i)};
     const id_pair *found =
         map->count ? bsearch(&wanted, map->pairs, (size_t)map->count, sizeof(wanted), by_from) : NULL;
+    if (!found && kind == NULLS) {
+        sqlite3_bind_null(insert, at); /* its row is not written yet */
+        return STATUS_OK;
+    }
     if (!found)
         return status_fail(STATUS_DATA, "%s is damaged: %s %lld is nowhere explained", m->from_path, kinds[kind].id,
                            (long long)wanted.from);
