@@ -6,6 +6,7 @@
 #include "snapshots.h"
 
 #include <errno.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -423,7 +424,7 @@ static void a_disk_that_stays_full_keeps_the_losses(void **state) {
 
 /* Killed in the middle of any of its writes: the file is whole, its snapshots are whole, and the next session goes on.
  */
-static void killed_in_mid_write(void **state) {
+static void check_killed(void) {
     int lives = 0;
     for (int64_t room = 0; lives == 0; room = 2 * room + 7000) {
         pid_t child = fork();
@@ -455,6 +456,36 @@ static void killed_in_mid_write(void **state) {
         assert_int_equal(rundb_files(), 1);
         unlink(rundb_path);
     }
+}
+
+static void killed_in_mid_write(void **state) {
+    check_killed();
+}
+
+static void *no_mapping(void *at, size_t bytes, int protection, int flags, int file, off_t offset) {
+    errno = ENODEV;
+    return MAP_FAILED;
+}
+
+/* A file system that cannot share memory, as network file systems: the probe finds out, and a journal takes over, with
+ * the same rows and the same safety. Writes to it cost a disk flush. */
+static void without_shared_memory_there_is_a_journal(void **state) {
+    sqlite3_vfs *files = sqlite3_vfs_find(NULL);
+    assert_int_equal(files->xSetSystemCall(files, "mmap", (sqlite3_syscall_ptr)no_mapping), SQLITE_OK);
+    run r;
+    check_status(open_run(&r), STATUS_OK);
+    assert_false(store_is_cheap(r.store));
+    add_step(&r, 1, 5);
+    add_snapshot(&r, 1, true, 1);
+    check_status(store_flush(r.store), STATUS_OK);
+    check_sql("SELECT count(*) FROM pragma_journal_mode WHERE journal_mode = 'delete'", 1);
+    check_whole();
+    close_run(&r);
+    check_sql("SELECT count(*) FROM train_metrics", 1);
+    assert_int_equal(rundb_files(), 1);
+    unlink(rundb_path);
+    check_killed();
+    assert_int_equal(files->xSetSystemCall(files, "mmap", NULL), SQLITE_OK);
 }
 
 /* What the database will never take does not hold up the rest, and is told at the end. */
@@ -555,6 +586,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup_teardown(a_disk_with_some_room_takes_some, rundb_setup, mended_teardown),
     cmocka_unit_test_setup_teardown(a_disk_that_stays_full_keeps_the_losses, rundb_setup, mended_teardown),
     cmocka_unit_test_setup_teardown(killed_in_mid_write, rundb_setup, rundb_teardown),
+    cmocka_unit_test_setup_teardown(without_shared_memory_there_is_a_journal, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(a_refused_record_is_dropped_and_told, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(foreign_files_are_left_alone, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(older_files_are_upgraded, rundb_setup, rundb_teardown),
