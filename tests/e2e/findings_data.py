@@ -61,7 +61,7 @@ def noise_run(rng, variant="mha", seed=1, layers=4, heads=3, every=10, steps=300
     tw = stats.gamma.ppf(stats.norm.cdf(scores(keep)), 46.446, scale=0.186054) - 9.84801
     z = scores(keep)
     return dict(variant=variant, seed=seed, layers=layers, heads=heads, every=every, steps=at, last=steps, m=m, s=s, log_excess=s * (tw - TW_MEAN) / TW_SD, gains_tw=np.where(tw > 3, tw, np.nan), z=z,
-                gains_z=np.where(z < -3, z, np.nan), rest_mean=12.0, rest_sd=0.4, overlap=np.full(shape, np.nan),
+                gains_z=np.where(z < -3, z, np.nan), rest_mean=12.0, rest_sd=0.25, overlap=np.full(shape, np.nan),
                 recorded=np.ones(len(at), bool), loss=3.0 + 0.01 * rng.normal(), planned=len(at), name=f"{variant}-{seed}")
 
 

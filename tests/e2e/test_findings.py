@@ -23,6 +23,10 @@ def random_study(seed, seeds=8, layers=5, heads=3):
                     start, head = int(rng.integers(1, 25)), int(rng.integers(heads))
                     until = None if rng.random() < 0.7 else start + int(rng.integers(1, 6))
                     data.plant(run, layer, head, start, rng.choice([1.4, 1.7, 2.5, 4.0]), until, rng.choice([0.3, 0.9]))
+                    if rng.random() < 0.4:  # not over the limits at every snapshot
+                        run["log_excess"][layer, head, start + 2:][rng.random(29 - start) < rng.choice([0.1, 0.3])] = 0
+                    if rng.random() < 0.15:  # uneven gains explain it at first
+                        run["gains_tw"][layer, head, start:start + 3] = 2
                     if rng.random() < 0.3:  # two heads at once: the one that is farther out counts
                         data.plant(run, layer, (head + 1) % heads, start, rng.choice([1.7, 3.1]))
                     if rng.random() < 0.9:
