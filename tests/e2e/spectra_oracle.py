@@ -10,12 +10,13 @@ import argparse
 import functools
 import json
 import os
-import struct
 import subprocess
 import sys
 import tempfile
 
 import numpy as np
+
+import checkpoints
 
 TW1_95 = 0.9793160535
 FP32_EPS = 2.0 ** -23
@@ -84,18 +85,6 @@ def draw_model(rng, variant):
     m["sigma2"] = str(rng.choice(["trace", "median", "fit"]))
     settings["diagnostics"] = dict(sigma2=m["sigma2"], forms="[score, channel, weight]", parts="[full, content, rope, ov]")
     return m, settings, w
-
-
-def write_safetensors(path, tensors):
-    header, blobs, at = {}, [], 0
-    for name, x in tensors.items():
-        blob = np.ascontiguousarray(x, "<f4").tobytes()
-        header[name] = dict(dtype="F32", shape=list(x.shape), data_offsets=[at, at + len(blob)])
-        blobs.append(blob)
-        at += len(blob)
-    text = json.dumps(header).encode()
-    with open(path, "wb") as f:
-        f.write(struct.pack("<Q", len(text)) + text + b"".join(blobs))
 
 
 # ---------------------------------------------------------------- maps, section 6.1
@@ -361,7 +350,7 @@ def run_case(program, variant, seed, worst, seen):
     m, settings, w = draw_model(rng, variant)
     with tempfile.TemporaryDirectory(prefix="bulkhead-") as folder:
         path = os.path.join(folder, "weights.safetensors")
-        write_safetensors(path, {"layers.0." + k: v for k, v in w.items()})
+        checkpoints.write(path, {"layers.0." + k: (v.shape, v.ravel()) for k, v in w.items()})
         words = [f"{a}.{b}={c}" for a, keys in settings.items() for b, c in keys.items()]
         done = subprocess.run([program, path] + words, capture_output=True, text=True, timeout=60)
     if done.returncode:
