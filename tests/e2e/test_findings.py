@@ -167,20 +167,43 @@ class Findings(data.FindingsTest):
         # Onsets that climb in every seed alike have a direction but no covariance of ranks within layers.
         self.assertLessEqual(self.finding(answer, "propagation", "mha")["numbers"]["p_upward"], 1 / 2 ** 7)
 
-    def test_neighbours_that_move_together_propagate(self):
-        """A front that in some seeds comes early to the lower and in others to the upper half of the layers."""
-        rng = np.random.default_rng(4)
-        runs = [data.noise_run(rng, "mha", s, layers=8, heads=1, steps=400) for s in range(1, 11)]
+    def front(self, origins, layers=8):
+        """A spike that begins in another layer in each seed and goes up from there, a layer every two snapshots."""
+        rng, runs = np.random.default_rng(4), []
+        for s, origin in enumerate(origins, 1):
+            run = data.noise_run(rng, "mha", s, layers, heads=1, steps=400)
+            for layer in range(origin, layers):
+                data.plant(run, layer, 0, 3 + 2 * (layer - origin) + int(rng.integers(0, 2)))
+            runs.append(run)
+        return runs
+
+    def test_a_front_that_spreads_from_layer_to_layer(self):
+        f = self.finding(self.judge(self.database(self.front([0, 3, 1, 4, 2, 0, 3, 1, 4, 2]))), "propagation", "mha")
+        self.assertEqual(f["verdict"], "found")
+        self.assertLessEqual(f["numbers"]["p_covariance"], 0.001)
+        self.assertEqual(f["numbers"]["p_upward"], 1 / 2 ** 10)
+        self.assertEqual((f["numbers"]["censored"], f["numbers"]["median_lag_steps"]), (20, 20))
+
+    def test_a_front_that_goes_down_is_not_upward(self):
+        runs = self.front([0, 3, 1, 4, 2, 0, 3, 1, 4, 2])
         for run in runs:
-            k = 2
-            gaps = np.where(np.arange(8) == rng.integers(2, 7), 12, 1)
-            for layer in range(8):
-                data.plant(run, layer, 0, k + (6 if rng.random() < 0.1 else 0))
-                k += int(gaps[layer])
-        answer = self.judge(self.database(runs))
-        f = self.finding(answer, "propagation", "mha")
-        self.assertLessEqual(f["numbers"]["p_upward"], 0.01)
-        self.assertEqual(f["verdict"], "found" if f["numbers"]["p_covariance"] <= 0.01 else "not found")
+            for key in ("log_excess", "gains_tw", "overlap"):
+                run[key] = run[key][::-1]
+        f = self.finding(self.judge(self.database(runs)), "propagation", "mha")
+        self.assertLessEqual(f["numbers"]["p_covariance"], 0.001)
+        self.assertEqual((f["verdict"], f["numbers"]["p_upward"]), ("not found", 1))
+
+    def test_one_order_in_all_seeds_decides_nothing(self):
+        """A cascade and a trend with depth that all seeds share look the same then."""
+        rng, runs = np.random.default_rng(4), []
+        for s in range(1, 8):
+            run = data.noise_run(rng, "mha", s, layers=5, heads=1)
+            for layer in range(5):
+                data.plant(run, layer, 0, 1 + s % 3 + 2 * layer)
+            runs.append(run)
+        f = self.finding(self.judge(self.database(runs)), "propagation", "mha")
+        self.assertEqual((f["verdict"], f["numbers"]["p_upward"]), ("undetermined", 1 / 2 ** 7))
+        self.assertIn("same in every seed", f["reason"])
 
     def test_a_spike_that_goes_does_not_persist(self):
         answer = self.judge(self.database(self.cascade(until=3)))
