@@ -24,17 +24,16 @@ class Database(RunTest):
 
     def test_diagnostics_ranks_share_the_layers(self):
         """1, 2 and 3 diagnostics ranks over 3 layers record the same rows, bit for bit."""
-        for variant, tensor in (("mha", 2), ("mla-decoupled", 1)):
+        for variant, tensor, ranks in (("mha", 2, 2), ("mla-decoupled", 1, 3)):
             config = self.config(model=dict(layers=3), attention=dict(variant=variant),
                                  diagnostics=dict(esd_every=4), parallel=dict(tensor=tensor))
             one = self.train(tensor + 1, config, f"{variant}-1")
             self.assertEqual(len(rows(one, "snapshots")), 4)
             self.assertEqual({layer for layer, in one.execute("SELECT layer FROM v_spectra WHERE step = 6")}, {0, 1, 2})
-            for ranks in (2, 3):
-                more = self.train(tensor + ranks, config, f"{variant}-{ranks}", f"diagnostics.ranks={ranks}")
-                for table in TABLES:
-                    self.assertEqual(rows(more, table), rows(one, table), f"{variant}, {ranks} ranks: {table}")
-                self.assertEqual(more.execute("SELECT count(*) FROM events").fetchone(), (0,))
+            more = self.train(tensor + ranks, config, f"{variant}-{ranks}", f"diagnostics.ranks={ranks}")
+            for table in TABLES:
+                self.assertEqual(rows(more, table), rows(one, table), f"{variant}, {ranks} ranks: {table}")
+            self.assertEqual(more.execute("SELECT * FROM events WHERE level <> 'info'").fetchall(), [])
 
     def merge(self, *arguments, code=0, says=()):
         done = subprocess.run([BULKHEAD, "merge", *arguments], capture_output=True, text=True, timeout=60)
