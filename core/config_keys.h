@@ -79,6 +79,7 @@
     KEY(parts, L, , "full,content,rope", 0, 0, "full, content, rope, ov")                                              \
     KEY(forms, L, , "score,channel", 0, 0, "score, channel, weight")                                                   \
     KEY(sigma2, E, config_sigma2, "trace", 0, 0, "how the variance is estimated: trace, median or fit")                \
+    KEY(null_draws, I, , "16384", 0, 100000000, "draws of a head's null ensemble; 0 leaves out what needs one")         \
     KEY(esd_every, I, , "0", 0, 1000000000, "steps between stored singular values; 0 is never")                        \
     KEY(when_behind, E, config_behind, "drop", 0, 0, "drop snapshots or wait when the diagnostics ranks are behind")   \
     KEY(device, E, config_device, "cpu", 0, 0, "where spectra are computed: cpu or cuda; auto is cpu")                 \

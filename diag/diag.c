@@ -9,6 +9,7 @@
 
 #include "core/log.h"
 #include "diag/alerts.h"
+#include "diag/nulls.h"
 #include "diag/onset.h"
 #include "diag/part.h"
 #include "diag/serve.h"
@@ -24,6 +25,9 @@
 /* Credits bound the snapshots under way; one more tells that a rank's share of an old one was lost. */
 enum { MOST_UNDER_WAY = CHANNEL_SNAPSHOT_BUFFERS + 1 };
 enum { FLUSH_EVERY_MS = 500, RETRY_EVERY_MS = 5000 };
+
+/* How long a finished run waits for ensembles that its last rows need. */
+enum { MOST_NULLS_WAIT_S = 120 };
 
 typedef struct under_way {
     bool used, broken; /* broken: a share was refused */
@@ -44,8 +48,10 @@ struct diag {
     bool device_lost;
     onsets *onsets;        /* NULL without maps */
     bool *all, *candidate; /* [maps_count] true; whose pair of this snapshot may be an onset's */
+    nulls *nulls;          /* NULL without maps */
     alerts *alerts;        /* NULL: no rules, or a further rank */
     bool asks_stop;        /* one of them asked for the end of the run */
+    bool finished;         /* the run has come to its end, as it should */
     int rank, ranks;       /* of the diagnostics ranks */
     store *store;          /* NULL on a further rank */
     channel_sender *first; /* on a further rank: to the first one */
@@ -101,8 +107,22 @@ static void close_maps(diag *d) {
     onsets_close(d->onsets);
     free(d->all);
     free(d->candidate);
+    nulls_close(d->nulls);
     maps_close(d->maps);
     if (d->device.close) d->device.close(&d->device);
+}
+
+/* Ensembles are made where the database is written. */
+static status open_nulls(diag *d, const config *c, const char *run_dir) {
+    char why[512];
+    int threads = d->rank == 0 ? omp_get_max_threads() : 0;
+    if (!d->maps) return STATUS_OK;
+    TRY(nulls_open(&d->nulls, c, maps_matrices(d->maps), maps_count(d->maps), run_dir, (int)c->diagnostics.null_draws,
+                   threads, why, sizeof(why)));
+    if (!why[0]) return STATUS_OK;
+    log_warn("%s", why);
+    store_event(d->store, 0, "warn", "nulls", "%s", why);
+    return STATUS_OK;
 }
 
 static void set_up(diag *d, const config *c, int rank) {
@@ -135,6 +155,7 @@ status diag_open(diag **out, const config *c, const char *run_dir, const char *d
         s = store_open(&d->store, path, &session);
     }
     if (s == STATUS_OK) s = open_onsets(d, c);
+    if (s == STATUS_OK) s = open_nulls(d, c, run_dir);
     if (s == STATUS_OK && d->maps) s = alerts_open(&d->alerts, c, maps_matrices(d->maps), maps_count(d->maps), run_dir);
     if (s == STATUS_OK) {
         *out = d;
@@ -154,6 +175,7 @@ status diag_open_further(diag **out, const config *c, int rank, channel_sender *
     d->first = first;
     status s = open_maps(d, c);
     if (s == STATUS_OK) s = open_onsets(d, c);
+    if (s == STATUS_OK) s = open_nulls(d, c, "");
     if (s == STATUS_OK) return STATUS_OK;
     close_maps(d);
     free(d);
@@ -212,18 +234,38 @@ static void end_text(char *text, size_t size) {
     text[size - 1] = '\0';
 }
 
-static void add_snapshot(diag *d, int64_t step, const char *how, double lag_ms, double compute_ms, spectrum *rows,
-                         double *values, float *pairs) {
-    store_record r = {.kind = STORE_SNAPSHOT,
-                      .snapshot = {.step = step,
-                                   .tokens = step * d->tokens_per_step,
-                                   .status = how,
-                                   .lag_ms = lag_ms,
-                                   .compute_ms = compute_ms,
-                                   .rows = rows,
-                                   .values = values,
-                                   .pairs = pairs}};
-    store_add(d->store, &r);
+static void add_record(diag *d, const store_snapshot *r) {
+    store_record record = {.kind = STORE_SNAPSHOT, .snapshot = *r};
+    store_add(d->store, &record);
+}
+
+/* A snapshot without spectra. */
+static void add_empty(diag *d, int64_t step, const char *how, double lag_ms) {
+    add_record(
+        d, &(store_snapshot){
+               .step = step, .tokens = step * d->tokens_per_step, .status = how, .lag_ms = lag_ms, .compute_ms = NAN});
+}
+
+/* What the nulls have found since the last call: rows, snapshots of before with more columns, things to tell. */
+static void take_nulls(diag *d, int64_t step) {
+    store_record row = {.kind = STORE_NULL};
+    store_snapshot filled;
+    char text[512];
+    if (!d->nulls || !d->store) return;
+    while (nulls_next_snapshot(d->nulls, &filled)) add_record(d, &filled);
+    while (nulls_next_row(d->nulls, &row.null)) store_add(d->store, &row);
+    while (nulls_next_note(d->nulls, text, sizeof(text))) store_event(d->store, step, "info", "nulls", "%s", text);
+}
+
+/* The last rows are worth some waiting, unless the run was stopped. */
+static void finish_nulls(diag *d) {
+    if (!d->nulls || !d->store) return;
+    int waiting = nulls_finish(d->nulls, d->finished ? MOST_NULLS_WAIT_S : 0);
+    take_nulls(d, 0);
+    if (waiting == 0) return;
+    log_warn("columns against nulls stay NULL in %d snapshots: their ensembles were not ready", waiting);
+    store_event(d->store, 0, "warn", "nulls", "columns stay NULL in %d snapshots: their ensembles were not ready",
+                waiting);
 }
 
 static bool wants_values(const diag *d, int64_t step) {
@@ -259,12 +301,13 @@ static void take_record(diag *d, const channel_message *m) {
         end_text(r.event.level, sizeof(r.event.level));
         end_text(r.event.kind, sizeof(r.event.kind));
         end_text(r.event.message, sizeof(r.event.message));
-        if (strcmp(r.event.kind, "drop") == 0) add_snapshot(d, r.event.step, "dropped", NAN, NAN, NULL, NULL, NULL);
+        if (strcmp(r.event.kind, "drop") == 0) add_empty(d, r.event.step, "dropped", NAN);
         break;
     case DIAG_FINISH:
         r.kind = STORE_FINISH;
         memcpy(&r.finish, m->data, bytes);
         end_text(r.finish.status, sizeof(r.finish.status));
+        d->finished = strcmp(r.finish.status, "finished") == 0;
         break;
     }
     store_add(d->store, &r);
@@ -296,16 +339,26 @@ static void record_snapshot(diag *d, under_way *u) {
     if (u->why[0]) {
         log_warn("the snapshot of step %lld is not recorded: %s", (long long)u->step, u->why);
         note(d, u->step, "warn", "snapshot", "not recorded: %s", u->why);
-        add_snapshot(d, u->step, "failed", now_ms() - u->since_ms, NAN, NULL, NULL, NULL);
+        add_empty(d, u->step, "failed", now_ms() - u->since_ms);
         return;
     }
     if (!wants_values(d, u->step)) {
         free(u->values);
         u->values = NULL;
     }
+    store_snapshot r = {.step = u->step,
+                        .tokens = u->step * d->tokens_per_step,
+                        .status = "done",
+                        .lag_ms = now_ms() - u->since_ms,
+                        .compute_ms = u->compute_ms,
+                        .rows = u->rows,
+                        .values = u->values};
+    nulls_fill(d->nulls, &r);
     note_onsets(d, u);
+    nulls_keep_overlaps(d->nulls, u->step, u->rows);
+    r.pairs = u->pairs;
     d->asks_stop |= alerts_take(d->alerts, u->step, u->rows, note_alert, d);
-    add_snapshot(d, u->step, "done", now_ms() - u->since_ms, u->compute_ms, u->rows, u->values, u->pairs);
+    add_record(d, &r);
     u->rows = NULL;
     u->values = NULL;
     u->pairs = NULL;
@@ -377,6 +430,7 @@ static status compute_layers(diag *d, under_way *u) {
     u->parts.step = u->step;
     maps_pairs top = wanted_pairs(d, u);
     TRY(maps_compute_pairs(d->maps, &u->parts, u->rows, u->values, &top));
+    nulls_place(d->nulls, &u->parts, u->rows, u->values);
     report_device(d, u->step);
     u->compute_ms = fmax(u->compute_ms, now_ms() - start);
     return STATUS_OK;
@@ -468,6 +522,7 @@ static bool is_part(const diag *d, const channel_message *m, int senders) {
 int diag_take(diag *d, const channel_message *message, int senders) {
     if (message->kind == CHANNEL_SNAPSHOT && d->maps) return take_share(d, message, senders);
     if (is_part(d, message, senders)) return take_part(d, message, senders);
+    take_nulls(d, message->step);
     take_record(d, message);
     return 0;
 }
@@ -504,12 +559,14 @@ status diag_serve(diag *d, channel_receiver *channel, int senders) {
         for (int i = 0; i < credits; i++) channel_grant(channel);
     }
     diag_give_up(d, senders);
+    finish_nulls(d);
     flush(d);
     return STATUS_OK;
 }
 
 status diag_close(diag *d) {
     if (!d) return STATUS_OK;
+    take_nulls(d, 0);
     status s = store_close(d->store);
     for (int i = 0; i < MOST_UNDER_WAY; i++) free_snapshot(&d->snapshots[i]);
     alerts_close(d->alerts);

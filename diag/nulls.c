@@ -68,7 +68,7 @@ struct nulls {
     double tw_threshold, z_threshold;
     kept *first, **last;
     size_t kept_bytes;
-    int done_seen, given_up;
+    int done_seen, given_up, asked;
     double next_refill_s;
     char note[256];
 };
@@ -354,6 +354,9 @@ void nulls_fill(nulls *n, const store_snapshot *r) {
     int missing = fill_rows(n, n->gains, r->rows);
     if (missing == 0) return;
     keep(n, r, missing);
+    int asked = nulls_maker_waiting(n->maker) + nulls_maker_done(n->maker);
+    if (asked == n->asked) return;
+    n->asked = asked;
     snprintf(n->note, sizeof(n->note), "%d spectra of step %lld wait for %d null ensembles, which are being made",
              missing, (long long)r->step, nulls_maker_waiting(n->maker));
 }

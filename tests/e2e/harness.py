@@ -21,7 +21,7 @@ SMALL = {
     "model": dict(layers=2, width=32, heads=4, ffn=48, vocab=VOCAB, context=CONTEXT),
     "attention": dict(kv_lora_rank=16, qk_rope_head_dim=4),
     "train": dict(steps=6, global_batch=4, lr="3e-3", warmup=2, log_every=1, eval_tokens=256),
-    "diagnostics": dict(every=2, when_behind="wait"),
+    "diagnostics": dict(every=2, when_behind="wait", null_draws=0),
     "run": dict(threads=1),
 }
 
