@@ -228,6 +228,19 @@ class Findings(data.FindingsTest):
             steps = self.finding(answer, "onset", "mha")["numbers"]["onsets"][0]["steps_by_layer"]
             self.assertEqual(steps, [want if gone else 70])
 
+    def test_the_plan_counts_and_not_what_was_reached(self):
+        run = data.noise_run(np.random.default_rng(1), layers=2, heads=3)
+        run["recorded"] = [True] * 12 + [None] * 19  # killed in mid-run
+        path = self.database([run])
+        self.assertEqual(self.judge(path)["study"]["m"], 2 * 3 * 31)
+        self.change(path, "UPDATE params SET value = '7' WHERE key = 'diagnostics.every'",
+                    "UPDATE params SET value = '20' WHERE key = 'diagnostics.dense_until'")
+        # 0 to 20, 21, 28 ... 294, and 300
+        answer = self.judge(path)
+        self.assertEqual((answer["study"]["m"], answer["runs"][0]["planned"]), (6 * (21 + 40 + 1), 62))
+        self.change(path, "DELETE FROM params")  # no plan is known: what is recorded
+        self.assertEqual(self.judge(path)["study"]["m"], 2 * 3 * 12)
+
     def test_one_snapshot_is_no_onset(self):
         run = data.noise_run(np.random.default_rng(1), layers=1, heads=1)
         data.plant(run, 0, 0, 5, until=6)
