@@ -5,6 +5,7 @@
 #include "diag/analyze/checkpoint.h"
 #include "diag/analyze/series.h"
 #include "diag/maps.h"
+#include "diag/nulls.h"
 #include "diag/store.h"
 
 #include <inttypes.h>
@@ -15,13 +16,15 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { PROGRESS_EVERY_S = 5 };
+enum { PROGRESS_EVERY_S = 5, NULLS_SAY_EVERY_S = 30 };
 
 typedef struct analysis {
     const analyze_request *request;
     series series;
     config shape; /* of the first checkpoint, which the others must share */
+    bool folds;   /* gains that no null knows are folded into its weights */
     maps *maps;
+    nulls *nulls;
     store *store;
 } analysis;
 
@@ -99,6 +102,7 @@ static bool is_set(const analyze_request *r, const char *key) {
 /* The first checkpoint's configuration becomes the run's. A foreign model's is named after its folder. */
 static status take_shape(analysis *a, checkpoint *c) {
     a->shape = c->architecture.config;
+    a->folds = checkpoint_folds_weights(c);
     c->architecture.config = (config){0};
     if (!c->architecture.tensors || is_set(a->request, "run.name")) return STATUS_OK;
     char *name = name_of(a->series.item[0].path);
@@ -158,6 +162,7 @@ static status compute_layers(analysis *a, const checkpoint *c, int64_t step, int
         s = checkpoint_read_layer(c, layer, &weights);
     maps_share(a->maps, first, stride);
     if (s == STATUS_OK) s = maps_compute(a->maps, &weights, rows, values);
+    if (s == STATUS_OK) nulls_place(a->nulls, &weights, rows, values);
     snapshot_free(&weights);
     return s;
 }
@@ -180,21 +185,60 @@ static int64_t tokens_at(const analysis *a, int64_t step, bool foreign) {
     return foreign ? -1 : step * a->shape.train.global_batch * a->shape.model.context;
 }
 
+/* Takes over its rows and values. */
+static void add_snapshot(analysis *a, const store_snapshot *r) {
+    store_record record = {.kind = STORE_SNAPSHOT, .snapshot = *r};
+    for (int i = 0; a->folds && i < maps_count(a->maps); i++)
+        r->rows[i].tw_score_gains = r->rows[i].z_effective_rank_rest_gains = NAN;
+    store_add(a->store, &record);
+}
+
+/* What the nulls have found since the last call. */
+static void take_nulls(analysis *a) {
+    store_record row = {.kind = STORE_NULL};
+    store_snapshot filled;
+    char text[512];
+    while (nulls_next_snapshot(a->nulls, &filled)) add_snapshot(a, &filled);
+    while (nulls_next_row(a->nulls, &row.null)) store_add(a->store, &row);
+    while (nulls_next_note(a->nulls, text, sizeof(text))) store_event(a->store, 0, "info", "nulls", "%s", text);
+}
+
+/* Waits for the ensembles that rows still need. */
+static status finish_nulls(analysis *a) {
+    double end = clock_now_s() + a->request->null_wait_s, left;
+    int waiting;
+    do {
+        left = end - clock_now_s();
+        waiting = nulls_finish(a->nulls, left > NULLS_SAY_EVERY_S ? NULLS_SAY_EVERY_S : left > 0 ? left : 0);
+        take_nulls(a);
+        TRY(store_flush(a->store));
+        if (waiting > 0 && left > NULLS_SAY_EVERY_S)
+            log_info("columns of %d snapshots wait for null ensembles, %.0f s more at most", waiting,
+                     left - NULLS_SAY_EVERY_S);
+    } while (waiting > 0 && left > NULLS_SAY_EVERY_S);
+    if (waiting == 0) return STATUS_OK;
+    log_warn("columns against nulls stay NULL in %d snapshots: their ensembles are not ready", waiting);
+    store_event(a->store, 0, "warn", "nulls", "columns stay NULL in %d snapshots: their ensembles were not ready",
+                waiting);
+    return STATUS_OK;
+}
+
 /* Takes over rows and values. */
 static void record(analysis *a, int64_t step, int64_t tokens, double start_s, spectrum *rows, double *values) {
     if (a->shape.diagnostics.esd_every == 0) {
         free(values);
         values = NULL;
     }
-    store_record r = {.kind = STORE_SNAPSHOT,
-                      .snapshot = {.step = step,
-                                   .tokens = tokens,
-                                   .status = "done",
-                                   .lag_ms = NAN,
-                                   .compute_ms = 1e3 * (clock_now_s() - start_s),
-                                   .rows = rows,
-                                   .values = values}};
-    store_add(a->store, &r);
+    const store_snapshot r = {.step = step,
+                              .tokens = tokens,
+                              .status = "done",
+                              .lag_ms = NAN,
+                              .compute_ms = 1e3 * (clock_now_s() - start_s),
+                              .rows = rows,
+                              .values = values};
+    nulls_fill(a->nulls, &r);
+    add_snapshot(a, &r);
+    take_nulls(a);
 }
 
 static status analyze_one(analysis *a, const series_item *item, const checkpoint *c, bool first) {
@@ -225,7 +269,7 @@ static status analyze_all(analysis *a) {
         checkpoint_close(&c);
         TRY(s);
     }
-    return STATUS_OK;
+    return finish_nulls(a);
 }
 
 /* ---- the door ---- */
@@ -244,13 +288,28 @@ static status open_store(analysis *a) {
     return store_open(&a->store, a->request->output, &session);
 }
 
+/* Ensembles are kept beside the database where there is no other place for them. */
+static status open_nulls(analysis *a) {
+    char folder[4096], why[512];
+    const char *output = a->request->output, *slash = strrchr(output, '/');
+    snprintf(folder, sizeof(folder), "%.*s", slash ? (int)(slash - output) + 1 : 1, slash ? output : ".");
+    TRY(nulls_open(&a->nulls, &a->shape, maps_matrices(a->maps), maps_count(a->maps), folder,
+                   (int)a->shape.diagnostics.null_draws, (int)a->shape.run.threads, why, sizeof(why)));
+    if (!why[0]) return STATUS_OK;
+    log_warn("%s", why);
+    store_event(a->store, 0, "warn", "nulls", "%s", why);
+    return STATUS_OK;
+}
+
 static status write_all(analysis *a) {
     TRY(open_store(a));
-    status s = analyze_all(a);
+    status s = open_nulls(a);
+    if (s == STATUS_OK) s = analyze_all(a);
     store_record end = {.kind = STORE_FINISH,
                         .finish = {.last_step = a->series.item[a->series.count - 1].step, .exit_code = (int)s}};
     snprintf(end.finish.status, sizeof(end.finish.status), "%s", s == STATUS_OK ? "finished" : "failed");
     store_add(a->store, &end);
+    nulls_close(a->nulls);
     status closed = store_close(a->store);
     return s == STATUS_OK ? closed : s;
 }

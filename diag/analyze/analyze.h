@@ -14,8 +14,9 @@ typedef struct analyze_request {
     const char *config;          /* config.yaml for tensors of Bulkhead's names, or NULL */
     const char *const *settings; /* "section.key=value", as in config_load */
     int setting_count;
-    int64_t step; /* of a single model; -1: its name says it */
-    int threads;  /* 0: as many as OpenMP would take */
+    int64_t step;    /* of a single model; -1: its name says it */
+    int threads;     /* 0: as many as OpenMP would take */
+    int null_wait_s; /* how long to wait, after the last checkpoint, for null ensembles that are not known yet */
 } analyze_request;
 
 /* One run with a snapshot a checkpoint. All checkpoints are opened and checked before anything is written. USAGE, DATA,

@@ -233,6 +233,8 @@ void checkpoint_notes(const checkpoint *c, void (*say)(void *user, const char *t
                   "out");
     if (a->head_norms)
         say(user, "each head's query and key is normalized: the gains of q_norm and k_norm are folded into W_Q and "
-                  "W_K, the division by a token's own rms, a positive factor, is left out");
+                  "W_K, the division by a token's own rms, a positive factor, is left out; columns against nulls with "
+                  "gains kept do not know these gains and "
+                  "stay NULL");
     if (a->score_cap) say(user, "scores are capped by a tanh, which keeps their order and is left out");
 }

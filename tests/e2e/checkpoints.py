@@ -20,6 +20,9 @@ def values(name, count, mean=0.0):
 
 
 def pack(dtype, numbers):
+    if hasattr(numbers, "astype"):  # NumPy's
+        assert dtype == "F32"
+        return numbers.astype("<f4").tobytes()
     if dtype == "BF16":
         return b"".join(struct.pack("<f", x)[2:] for x in numbers)
     return struct.pack(f"<{len(numbers)}{dict(F16='e', F32='f', F64='d')[dtype]}", *numbers)

@@ -28,7 +28,8 @@ class AnalyzeTest(harness.RunTest):
 
     def analyze(self, out, *models, options=()):
         """An analysis that must succeed; its database."""
-        code, _, err = self.run_program("analyze", *models, "-o", self.path(out), "--threads", "1", *options)
+        code, _, err = self.run_program("analyze", *models, "-o", self.path(out), "--threads", "1", "--set",
+                                        "diagnostics.null_draws=0", *options)
         self.assertEqual(code, 0, err)
         return self.open(self.path(out))
 
@@ -154,7 +155,9 @@ class Run(AnalyzeTest):
         db = self.analyze("a.db", self.path("own.safetensors"),
                           options=["--step", "2", "--config", self.path("run", "config.yaml")])
         self.same(self.rows(db), want, 1e-5)
-        self.refused(NO_INPUT, self.path("own.safetensors"), says=["config.yaml"])
+        os.makedirs(self.path("alone"))
+        os.rename(self.path("own.safetensors"), self.path("alone", "own.safetensors"))
+        self.refused(NO_INPUT, self.path("alone", "own.safetensors"), says=["config.yaml"])
 
 
 class Layouts(AnalyzeTest):
@@ -169,10 +172,37 @@ class Layouts(AnalyzeTest):
     def test_threads_give_the_same(self):
         model = checkpoints.write_folder(self.path("m"), dict(LLAMA, num_hidden_layers=5))
         want = self.rows(self.analyze("one.db", model))
-        code, out, err = self.run_program("analyze", model, "-o", self.path("three.db"), "--threads", "3")
+        code, out, err = self.run_program("analyze", model, "-o", self.path("three.db"), "--threads", "3", "--set",
+                                          "diagnostics.null_draws=0")
         self.assertEqual(code, 0, err)
         self.assertIn("layer", out)
         self.same(self.rows(self.open(self.path("three.db"))), want, 0)
+
+    def peak_bytes(self, layers):
+        """Of an analysis of 8 MiB of queries and keys a layer, all zero: files of nothing but a header and a hole."""
+        config = dict(LLAMA, num_hidden_layers=layers, hidden_size=1024, num_attention_heads=16, num_key_value_heads=16)
+        model, header, end = self.path(f"layers{layers}"), {}, 0
+        os.makedirs(model)
+        with open(os.path.join(model, "config.json"), "w") as f:
+            json.dump(config, f)
+        for name, shape in checkpoints.shapes_of(config).items():
+            header[name] = {"dtype": "F32", "shape": shape, "data_offsets": [end, end + 4 * math.prod(shape)]}
+            end += 4 * math.prod(shape)
+        with open(os.path.join(model, "model.safetensors"), "wb") as f:
+            text = json.dumps(header).encode()
+            f.write(len(text).to_bytes(8, "little") + text)
+            f.truncate(8 + len(text) + end)
+        words = [harness.BULKHEAD, "analyze", model, "-o", model + ".db", "--threads", "1", "--set",
+                 "diagnostics.null_draws=0", "--set", "diagnostics.scopes=head"]
+        job = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+                               env=dict(os.environ, ASAN_OPTIONS="quarantine_size_mb=1:detect_leaks=0"))
+        _, code, used = os.wait4(job.pid, 0)
+        job.returncode = os.waitstatus_to_exitcode(code)
+        self.assertEqual(job.returncode, 0)
+        return 1024 * used.ru_maxrss
+
+    def test_memory_is_that_of_a_layer(self):
+        self.assertLess(self.peak_bytes(24) - self.peak_bytes(2), 64 << 20)  # 22 layers are 176 MiB
 
     def test_a_base_model_has_no_prefix(self):
         want = self.rows(self.analyze("head.db", checkpoints.write_folder(self.path("head"), LLAMA)))

@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { MOST_THREADS = 1024, MOST_SETTINGS = 32 };
+enum { MOST_THREADS = 1024, MOST_SETTINGS = 32, NULL_WAIT_S = 120, MOST_WAIT_S = 10000000 };
 
 static const int64_t MOST_STEP = 1000000000000;
 
@@ -32,6 +32,10 @@ static const char help[] =
     "  --threads N     layers at a time; the default is the number of cores\n"
     "  --step N        the step of a single model whose name has none; the default is 0\n"
     "  --config FILE   the config.yaml of a safetensors file of Bulkhead's names\n"
+    "  --null-wait S   how long to wait at the end for null ensembles that have to be drawn; the default is 120 "
+    "seconds;\n"
+    "                  the columns whose ensembles are not ready stay NULL, and what was drawn is kept for the next "
+    "time\n"
     "  --set KEY=VALUE diagnostics.scopes, .parts, .forms, .sigma2 as for training, diagnostics.esd_every=1 to keep "
     "the\n"
     "                  singular values, run.name, run.group, run.tags\n";
@@ -47,11 +51,14 @@ static status read_number(const char *option, const char *text, int64_t least, i
 }
 
 static status read_options(int argc, char **argv, analyze_request *r, const char **settings, bool *show_help) {
-    static const struct option options[] = {
-        {"threads", required_argument, NULL, 't'}, {"step", required_argument, NULL, 's'},
-        {"config", required_argument, NULL, 'c'},  {"set", required_argument, NULL, 'k'},
-        {"help", no_argument, NULL, 'h'},          {NULL, 0, NULL, 0}};
-    int64_t threads = 0;
+    static const struct option options[] = {{"threads", required_argument, NULL, 't'},
+                                            {"step", required_argument, NULL, 's'},
+                                            {"null-wait", required_argument, NULL, 'w'},
+                                            {"config", required_argument, NULL, 'c'},
+                                            {"set", required_argument, NULL, 'k'},
+                                            {"help", no_argument, NULL, 'h'},
+                                            {NULL, 0, NULL, 0}};
+    int64_t threads = 0, wait = NULL_WAIT_S;
     optind = 1;
     opterr = 0;
     for (int option; (option = getopt_long(argc, argv, ":ho:", options, NULL)) != -1;) {
@@ -64,6 +71,9 @@ static status read_options(int argc, char **argv, analyze_request *r, const char
             break;
         case 's':
             TRY(read_number("step", optarg, 0, MOST_STEP, &r->step));
+            break;
+        case 'w':
+            TRY(read_number("null-wait", optarg, 0, MOST_WAIT_S, &wait));
             break;
         case 'c':
             r->config = optarg;
@@ -83,6 +93,7 @@ static status read_options(int argc, char **argv, analyze_request *r, const char
         }
     }
     r->threads = (int)threads;
+    r->null_wait_s = (int)wait;
     return STATUS_OK;
 }
 
