@@ -1,5 +1,6 @@
 /* From a database to the runs of a study. Nothing is judged here: what is missing becomes NaN, and a run that lacks
  * something as a whole says so in `excluded`. */
+#include "core/snapshot_steps.h"
 #include "diag/findings_study.h"
 #include "diag/reading.h"
 
@@ -84,28 +85,21 @@ static bool is_null(sqlite3_stmt *q, int column) {
 
 /* ---------------------------------------------------------------- the plan of snapshots */
 
-typedef struct plan {
-    int64_t every, dense_until, steps; /* steps -1: the run has no plan but what it recorded */
-} plan;
-
-/* As trainer/snapshots.c: step 0, all up to dense_until, every every-th, the last. */
-static int64_t planned_count(const plan *p) {
-    int64_t dense = p->dense_until < p->steps ? p->dense_until : p->steps;
-    int64_t later = p->steps / p->every - dense / p->every;
-    return 1 + dense + later + (p->steps > dense && p->steps % p->every != 0);
-}
-
-static status read_plan(const source *from, int64_t run_id, findings_run *r, plan *out) {
+/* Of a run's configuration what core/snapshot_steps.h asks for; train.steps -1: nothing is planned but what is
+ * recorded.
+ */
+static status read_plan(const source *from, int64_t run_id, findings_run *r, config *out) {
     sqlite3_stmt *q = NULL;
     bool row = false;
-    *out = (plan){.steps = -1};
+    *out = (config){.train.steps = -1};
     TRY(ask(from, sql_plan, run_id, &q, r->excluded, sizeof r->excluded));
     status result = q ? next_row(from, q, &row) : STATUS_OK;
     if (result == STATUS_OK && row && !is_null(q, 0) && !is_null(q, 1) && !is_null(q, 2)) {
-        *out = (plan){sqlite3_column_int64(q, 0), sqlite3_column_int64(q, 1), sqlite3_column_int64(q, 2)};
-        bool possible = out->every >= 1 && out->dense_until >= 0 && out->steps >= 0 && out->every <= MOST_STEP &&
-                        out->dense_until <= MOST_STEP && out->steps <= MOST_STEP;
-        if (!possible) *out = (plan){.steps = -1};
+        int64_t every = sqlite3_column_int64(q, 0), dense = sqlite3_column_int64(q, 1),
+                last = sqlite3_column_int64(q, 2);
+        bool possible = every >= 1 && dense >= 0 && last >= 0 && every <= MOST_STEP && dense <= MOST_STEP;
+        if (possible && last <= MOST_STEP)
+            *out = (config){.train.steps = last, .diagnostics = {.ranks = 1, .every = every, .dense_until = dense}};
     }
     sqlite3_finalize(q);
     return result;
@@ -129,18 +123,17 @@ static status add_step(findings_run *r, int64_t step, bool recorded) {
     return STATUS_OK;
 }
 
-/* The next planned step after `step`, or INT64_MAX. */
-static int64_t next_planned(const plan *p, int64_t step) {
-    if (p->steps < 0 || step >= p->steps) return INT64_MAX;
-    int64_t next = step < p->dense_until ? step + 1 : (step / p->every + 1) * p->every;
-    return next < p->steps ? next : p->steps;
+/* The next planned step, or INT64_MAX. */
+static int64_t next_planned(const config *plan, int64_t step) {
+    int64_t next = snapshot_steps_next(plan, step);
+    return next < 0 ? INT64_MAX : next;
 }
 
 /* The snapshots that the table knows, and those of the plan between them. What lies behind the last recorded one says
  * nothing and is left out. */
 static status read_snapshots(const source *from, int64_t run_id, findings_run *r) {
     sqlite3_stmt *q = NULL;
-    plan p;
+    config p;
     bool row = true;
     TRY(read_plan(from, run_id, r, &p));
     TRY(ask(from, sql_snapshots, run_id, &q, r->excluded, sizeof r->excluded));
@@ -149,12 +142,12 @@ static status read_snapshots(const source *from, int64_t run_id, findings_run *r
         result = next_row(from, q, &row);
         if (result != STATUS_OK || !row) break;
         int64_t step = sqlite3_column_int64(q, 0);
-        int64_t due = r->snapshots ? next_planned(&p, r->steps[r->snapshots - 1]) : p.steps < 0 ? step : 0;
+        int64_t due = r->snapshots ? next_planned(&p, r->steps[r->snapshots - 1]) : p.train.steps < 0 ? step : 0;
         for (; due < step && result == STATUS_OK; due = next_planned(&p, due)) result = add_step(r, due, false);
         if (result == STATUS_OK) result = add_step(r, step, sqlite3_column_int(q, 1));
     }
     sqlite3_finalize(q);
-    r->planned = p.steps < 0 ? r->snapshots : planned_count(&p);
+    r->planned = p.train.steps < 0 ? r->snapshots : snapshot_steps_count(&p);
     if (r->planned < r->snapshots) r->planned = r->snapshots;
     while (r->snapshots && !r->recorded[r->snapshots - 1]) r->snapshots--;
     for (int k = 0; k < r->snapshots; k++) r->missed += !r->recorded[k];
