@@ -353,6 +353,7 @@ static void record_snapshot(diag *d, under_way *u) {
                         .compute_ms = u->compute_ms,
                         .rows = u->rows,
                         .values = u->values};
+    nulls_place_gains(d->nulls, &u->parts);
     nulls_fill(d->nulls, &r);
     note_onsets(d, u);
     nulls_keep_overlaps(d->nulls, u->step, u->rows);
@@ -430,7 +431,7 @@ static status compute_layers(diag *d, under_way *u) {
     u->parts.step = u->step;
     maps_pairs top = wanted_pairs(d, u);
     TRY(maps_compute_pairs(d->maps, &u->parts, u->rows, u->values, &top));
-    nulls_place(d->nulls, &u->parts, u->rows, u->values);
+    nulls_place_rows(d->nulls, &u->parts, u->rows, u->values);
     report_device(d, u->step);
     u->compute_ms = fmax(u->compute_ms, now_ms() - start);
     return STATUS_OK;
@@ -446,7 +447,6 @@ static void end_shares(diag *d, under_way *u, int senders) {
         spoil(u, "%s", status_message());
         status_clear();
     }
-    snapshot_free(&u->parts);
     u->ranks_done++;
 }
 

@@ -213,21 +213,32 @@ static void place_gains(nulls *n, const snapshot *s, int layer) {
     n->gains[layer] = now;
 }
 
-static bool has_layer(const snapshot *s, int layer) {
-    char name[64];
-    snprintf(name, sizeof(name), "layers.%d.attention_norm", layer);
-    return snapshot_find(s, name) != NULL;
+/* Gains alone may come of layers that another rank computes. */
+static bool has_weights(const snapshot *s, int layer) {
+    char prefix[32];
+    int length = snprintf(prefix, sizeof(prefix), "layers.%d.", layer);
+    for (int i = 0; i < s->count; i++)
+        if (s->tensors[i].rows > 1 && strncmp(s->tensors[i].name, prefix, (size_t)length) == 0) return true;
+    return false;
 }
 
-void nulls_place(nulls *n, const snapshot *s, spectrum *rows, const double *values) {
+void nulls_place_rows(nulls *n, const snapshot *s, spectrum *rows, const double *values) {
     for (int layer = 0; layer < n->layers; layer++) {
-        if (!has_layer(s, layer)) continue;
+        if (!has_weights(s, layer)) continue;
         bool ratios = nulls_layer_ratios(&n->config, s, layer, n->query, n->key);
-        if (n->maker) place_gains(n, s, layer);
         for (int i = 0; i < n->count; i++)
             if (n->matrices[i].layer == layer && n->kind_of[i] >= 0)
                 place_row(n, i, ratios, &rows[i], values + n->matrices[i].first_value);
     }
+}
+
+void nulls_place_gains(nulls *n, const snapshot *s) {
+    for (int layer = 0; n->maker && layer < n->layers; layer++) place_gains(n, s, layer);
+}
+
+void nulls_place(nulls *n, const snapshot *s, spectrum *rows, const double *values) {
+    nulls_place_rows(n, s, rows, values);
+    nulls_place_gains(n, s);
 }
 
 /* ---------------------------------------------------------------- ensembles */

@@ -14,8 +14,14 @@ status nulls_open(nulls **out, const config *c, const maps_matrix *matrices, int
                   int threads, char *note, size_t note_bytes);
 void nulls_close(nulls *n);
 
-/* From the weights: the edge columns, the ratios, and the gains of the layers that are in the snapshot. rows [count],
- * values [maps_value_count] as maps_compute leaves them; rows of other layers stay as they are. */
+/* From the weights: the edge columns and the ratios of the layers that are in the snapshot. rows [count], values
+ * [maps_value_count] as maps_compute leaves them; rows of other layers stay as they are. */
+void nulls_place_rows(nulls *n, const snapshot *s, spectrum *rows, const double *values);
+
+/* The gains that are in the snapshot, of any layer: the latest when nulls_fill() is called count. */
+void nulls_place_gains(nulls *n, const snapshot *s);
+
+/* Both. */
 void nulls_place(nulls *n, const snapshot *s, spectrum *rows, const double *values);
 
 /* The columns against ensembles of all rows that are placed, and keeps a copy of rows where one is missing. r: the

@@ -33,10 +33,16 @@ static void add_piece(snapshots *s, const params *p, const param *q) {
         (offload_part){.device = p->master + q->offset, .bytes = (size_t)(q->rows * q->cols) * sizeof *p->master};
 }
 
+/* The first diagnostics rank gets the gains of all layers: it holds all spectra against their nulls. */
+static bool goes_to(const config *c, const param *q, int rank) {
+    return diag_rank_of_layer(c, layer_of(q->name)) == rank || (rank == 0 && q->spec.rows == 1);
+}
+
 status snapshots_plan(snapshots *out, const model *m, const config *c, const comm_roles *roles) {
     const params *p = &m->params;
-    *out = (snapshots){.pieces = calloc((size_t)p->count, sizeof *out->pieces),
-                       .parts = calloc((size_t)p->count, sizeof *out->parts),
+    size_t most = 2 * (size_t)p->count; /* gains may go to two ranks */
+    *out = (snapshots){.pieces = calloc(most, sizeof *out->pieces),
+                       .parts = calloc(most, sizeof *out->parts),
                        .ranks = (int)c->diagnostics.ranks,
                        .pieces_of = calloc((size_t)c->diagnostics.ranks, sizeof *out->pieces_of),
                        .shares = calloc((size_t)c->diagnostics.ranks, sizeof *out->shares)};
@@ -46,8 +52,7 @@ status snapshots_plan(snapshots *out, const model *m, const config *c, const com
         int first = out->count;
         for (int i = 0; i < p->count; i++) {
             const param *q = &p->list[i];
-            if (diag_rank_of_layer(c, layer_of(q->name)) != rank || !diag_wants(c, q->name) || !sends(q, roles))
-                continue;
+            if (!goes_to(c, q, rank) || !diag_wants(c, q->name) || !sends(q, roles)) continue;
             out->shares[rank].part_bytes += (size_t)(q->rows * q->cols) * sizeof *p->master;
             add_piece(out, p, q);
         }

@@ -26,9 +26,11 @@ class Database(RunTest):
         """1, 2 and 3 diagnostics ranks over 3 layers record the same rows, bit for bit."""
         for variant, tensor, ranks in (("mha", 2, 2), ("mla-decoupled", 1, 3)):
             config = self.config(model=dict(layers=3), attention=dict(variant=variant),
-                                 diagnostics=dict(esd_every=4), parallel=dict(tensor=tensor))
+                                 diagnostics=dict(esd_every=4, null_draws=64), parallel=dict(tensor=tensor))
             one = self.train(tensor + 1, config, f"{variant}-1")
             self.assertEqual(len(rows(one, "snapshots")), 4)
+            told = one.execute("SELECT count(*) FROM spectra WHERE tw_score_gains IS NOT NULL").fetchone()
+            self.assertGreater(told[0], 0)
             self.assertEqual({layer for layer, in one.execute("SELECT layer FROM v_spectra WHERE step = 6")}, {0, 1, 2})
             more = self.train(tensor + ranks, config, f"{variant}-{ranks}", f"diagnostics.ranks={ranks}")
             for table in TABLES:
