@@ -99,12 +99,22 @@ static bool is_set(const analyze_request *r, const char *key) {
     return false;
 }
 
+/* A foreign run's snapshots are these checkpoints, evenly spaced: how many tests are made at once counts in findings.
+ */
+static void plan_snapshots(analysis *a) {
+    if (is_set(a->request, "train.steps") || is_set(a->request, "diagnostics.every")) return;
+    a->shape.train.steps = a->series.count - 1;
+    a->shape.diagnostics.every = 1;
+}
+
 /* The first checkpoint's configuration becomes the run's. A foreign model's is named after its folder. */
 static status take_shape(analysis *a, checkpoint *c) {
     a->shape = c->architecture.config;
     a->folds = checkpoint_folds_weights(c);
     c->architecture.config = (config){0};
-    if (!c->architecture.tensors || is_set(a->request, "run.name")) return STATUS_OK;
+    if (!c->architecture.tensors) return STATUS_OK;
+    plan_snapshots(a);
+    if (is_set(a->request, "run.name")) return STATUS_OK;
     char *name = name_of(a->series.item[0].path);
     if (!name) return status_fail(STATUS_INTERNAL, "out of memory");
     free(a->shape.run.name);

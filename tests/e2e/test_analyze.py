@@ -28,8 +28,9 @@ class AnalyzeTest(harness.RunTest):
 
     def analyze(self, out, *models, options=()):
         """An analysis that must succeed; its database."""
-        code, _, err = self.run_program("analyze", *models, "-o", self.path(out), "--threads", "1", "--set",
-                                        "diagnostics.null_draws=0", *options)
+        if not any("null_draws" in option for option in options):
+            options = ["--set", "diagnostics.null_draws=0", *options]
+        code, _, err = self.run_program("analyze", *models, "-o", self.path(out), "--threads", "1", *options)
         self.assertEqual(code, 0, err)
         return self.open(self.path(out))
 
@@ -66,6 +67,13 @@ class AnalyzeTest(harness.RunTest):
 class Run(AnalyzeTest):
     """The weights that a run starts from and, with a learning rate of 0, ends with."""
 
+    DRAWS = 20
+
+    def setUp(self):
+        super().setUp()
+        # each draws its own ensembles, from the same seed
+        self.addCleanup(os.environ.pop, "BULKHEAD_CACHE", None)
+
     def own_tensors(self, variant, q_lora=0, kv_heads=4):
         d, heads, dim, latent, rope = 32, 4, 8, 16, 4
         attention = {"mha": {"W_Q": (d, d), "W_K": (kv_heads * dim, d), "W_V": (kv_heads * dim, d), "W_O": (d, d)},
@@ -93,9 +101,11 @@ class Run(AnalyzeTest):
         model = {"kv_heads": attention.pop("kv_heads", None)}
         config = self.config(attention=dict(variant=variant, **attention), model=model,
                              train=dict(init_from=self.path("own.safetensors"), lr=0, steps=2),
-                             diagnostics=dict(forms=["score", "channel", "weight"],
+                             diagnostics=dict(forms=["score", "channel", "weight"], null_draws=self.DRAWS,
                                               parts=["full", "content", "rope", "ov"]))
+        os.environ["BULKHEAD_CACHE"] = self.path("cache-run")
         self.train(2, config, "run")
+        os.environ["BULKHEAD_CACHE"] = self.path("cache-analyze")
         return self.rows(self.open(self.path("run", "run.db")), "step = 2")
 
     def as_llama(self, own):
@@ -130,7 +140,11 @@ class Run(AnalyzeTest):
                  vocab_size=harness.VOCAB, max_position_embeddings=harness.CONTEXT, rms_norm_eps=1e-6)
 
     def compare(self, want, model):
-        self.same(self.rows(self.analyze("a.db", model, options=["--step", "2", *ALL_FORMS])), want, 1e-5)
+        options = ["--step", "2", "--set", f"diagnostics.null_draws={self.DRAWS}", *ALL_FORMS,
+                   "--set", "train.steps=2", "--set", "diagnostics.every=2"]  # as many tests as the run makes
+        got = self.rows(self.analyze("a.db", model, options=options))
+        self.same(got, want, 1e-5)
+        self.assertTrue(all(row["tw_score"] is not None for row in got.values() if row["part"] == "full"))
 
     def test_grouped_heads_as_llama(self):
         own = self.own_tensors("mha", kv_heads=2)
@@ -153,7 +167,8 @@ class Run(AnalyzeTest):
         own = self.own_tensors("mla-prerope")
         want = self.run_on(own, "mla-prerope")
         db = self.analyze("a.db", self.path("own.safetensors"),
-                          options=["--step", "2", "--config", self.path("run", "config.yaml")])
+                          options=["--step", "2", "--config", self.path("run", "config.yaml"), "--set",
+                                   f"diagnostics.null_draws={self.DRAWS}"])
         self.same(self.rows(db), want, 1e-5)
         os.makedirs(self.path("alone"))
         os.rename(self.path("own.safetensors"), self.path("alone", "own.safetensors"))
@@ -267,6 +282,13 @@ class Layouts(AnalyzeTest):
         self.same(self.rows(db, "step = 200"), alone, 0)
         named = self.analyze("named.db", self.path("run", "checkpoint-1000"), self.path("run", "checkpoint-200"))
         self.same(self.rows(named), self.rows(db, "step > 0"), 0)
+
+    def test_a_history_is_planned_as_it_is(self):
+        for step in (10, 30, 40):
+            checkpoints.write_folder(self.path("run", f"step-{step}"), LLAMA)
+        db = self.analyze("a.db", self.path("run"))
+        plan = dict(tuple(row) for row in db.execute("SELECT key, value FROM params"))
+        self.assertEqual((plan["train.steps"], plan["diagnostics.every"]), ("2", "1"))  # steps 0, 1, 2: three snapshots
 
     def test_checkpoints_that_make_no_history(self):
         a = checkpoints.write_folder(self.path("a", "step-1"), LLAMA)

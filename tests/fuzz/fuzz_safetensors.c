@@ -20,12 +20,12 @@ static void read_values(const safetensors_entry *e) {
     free(integers);
 }
 
-int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
+static void check(const uint8_t *data, size_t bytes) {
     safetensors f;
     status got = safetensors_open(&f, input_file(data, bytes));
     if (got != STATUS_OK) {
         check_refusal(got, STATUS_DATA);
-        return 0;
+        return;
     }
     uint64_t length;
     size_t covered = 0;
@@ -40,5 +40,25 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
     if (covered != f.map_bytes - sizeof length - length) FINDING("the entries are not the data");
     safetensors_metadata(&f, "format");
     safetensors_close(&f);
+}
+
+/* Where the last brace is, counted from behind the length: what an edited header's length should be. */
+static uint64_t header_length(const uint8_t *data, size_t bytes) {
+    size_t end = bytes;
+    while (end > sizeof(uint64_t) && data[end - 1] != '}') end--;
+    return end - sizeof(uint64_t);
+}
+
+/* As it is, and with its length put right, without which hardly an edit would get behind the length. */
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
+    check(data, bytes);
+    if (bytes < sizeof(uint64_t)) return 0;
+    uint64_t length = header_length(data, bytes);
+    uint8_t *right = malloc(bytes);
+    if (!right) abort();
+    memcpy(right, data, bytes);
+    memcpy(right, &length, sizeof length);
+    check(right, bytes);
+    free(right);
     return 0;
 }
