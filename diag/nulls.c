@@ -9,7 +9,6 @@
 #include "diag/nulls_maker.h"
 #include "diag/nulls_shape.h"
 
-#include <cblas.h>
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -129,7 +128,6 @@ status nulls_open(nulls **out, const config *c, const maps_matrix *matrices, int
     for (int i = 0; s == STATUS_OK && i < count; i++) n->kind_of[i] = kind_index(n, &matrices[i]);
     if (s == STATUS_OK && draws > 0 && threads > 0) {
         set_thresholds(n);
-        openblas_set_num_threads(1); /* the draws are the parallelism, and BLAS has one setting for all threads */
         s = nulls_cache_open(&n->cache, run_dir, note, note_bytes);
         if (s == STATUS_OK) s = nulls_maker_open(&n->maker, n->cache, threads);
     }

@@ -174,8 +174,8 @@ status nulls_sample(const nulls_sampler *sampler, int draws, uint64_t seed, int 
     status result = workers && rows ? STATUS_OK : status_fail(STATUS_INTERNAL, "out of memory for %d draws", draws);
     for (int i = 0; i < threads && result == STATUS_OK; i++) result = worker_open(&workers[i], sampler);
     bool stopped = false, failed = false;
-    int blas_threads = openblas_get_num_threads();
-    if (blas_threads != 1) openblas_set_num_threads(1); /* the draws are the parallelism */
+    int omp_threads = omp_get_max_threads();
+    omp_set_num_threads(1); /* BLAS inside a draw: the draws are the parallelism */
     if (result == STATUS_OK) {
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 4) reduction(|| : stopped, failed)
         for (int i = 0; i < draws; i++) {
@@ -185,7 +185,7 @@ status nulls_sample(const nulls_sampler *sampler, int draws, uint64_t seed, int 
             failed = !draw_one(w, sampler, seed, i, rows + (int64_t)i * NULLS_STATISTIC_COUNT);
         }
     }
-    if (blas_threads != 1) openblas_set_num_threads(blas_threads);
+    omp_set_num_threads(omp_threads);
     if (stopped) result = status_fail(STATUS_INTERNAL, "the draws of a null were stopped");
     if (failed && !stopped) result = status_fail(STATUS_INTERNAL, "a draw of a null has no eigenvalues");
     if (result == STATUS_OK) moments_of(rows, draws, out);

@@ -22,8 +22,8 @@ typedef struct spectra_case {
 
 static inline void *spectra_file(const char *name, size_t *bytes) {
     char path[512];
-    const char *folder = getenv("BULKHEAD_SPECTRA_CASES"); /* on another machine than the one that built */
-    snprintf(path, sizeof(path), "%s/%s", folder ? folder : SPECTRA_CASES, name);
+    const char *elsewhere = getenv("BULKHEAD_SPECTRA_CASES"); /* on another machine than the one that built */
+    snprintf(path, sizeof(path), "%s/%s", elsewhere ? elsewhere : SPECTRA_CASES, name);
     FILE *f = fopen(path, "rb");
     if (!f) fail_msg("cannot open %s", path);
     fseek(f, 0, SEEK_END);

@@ -1,0 +1,192 @@
+/* The nulls of a run: what is missing is made in the background and filled in, a warm cache waits for nothing, a broken
+ * cache file is replaced; untrained heads have the scores that they should. */
+#include "check.h"
+#include "diag/nulls.h"
+#include "diag/nulls_cache.h"
+#include "folder.h"
+#include "nulls_models.h"
+#include "spectra_models.h"
+
+enum { DRAWS = 256 };
+
+/* A model whose weights, and gains if wanted, are noise. */
+static config noise_model(config_variant variant, snapshot *s, uint64_t seed, bool even) {
+    config c = diagnostics_config(variant, 2, 2, 8, 32);
+    snapshot_fill(s, &c, seed);
+    for (int i = 0; even && i < s->count; i++)
+        for (int64_t k = 0; s->tensors[i].rows == 1 && k < s->tensors[i].cols; k++) s->tensors[i].data[k] = 1;
+    return c;
+}
+
+typedef struct run {
+    computed rows;
+    nulls *nulls;
+    char note[512];
+} run;
+
+static run start(const config *c, const snapshot *s, int draws) {
+    run r = {.rows = compute(c, s, NULL, 1)};
+    check_status(nulls_open(&r.nulls, c, maps_matrices(r.rows.maps), maps_count(r.rows.maps), ".", draws, 1, r.note,
+                            sizeof(r.note)),
+                 STATUS_OK);
+    nulls_place(r.nulls, s, r.rows.rows, r.rows.values);
+    nulls_fill(r.nulls, &(store_snapshot){.step = 7, .status = "done", .rows = r.rows.rows});
+    return r;
+}
+
+static void end(run *r) {
+    nulls_close(r->nulls);
+    release(&r->rows);
+}
+
+/* Rows with a spectrum that lack the column. */
+static int lacking(const maps *m, const spectrum *rows, int column) {
+    int count = 0;
+    for (int i = 0; i < maps_count(m); i++)
+        count += rows[i].status == SPECTRUM_STATUS_ok && isnan(rows[i].column[column]);
+    return count;
+}
+
+static void use_cache(void **state) {
+    setenv("BULKHEAD_CACHE", ((folder *)*state)->path, 1);
+}
+
+static void what_is_missing_is_filled_in_later(void **state) {
+    use_cache(state);
+    for (int v = VARIANT_MHA; v <= VARIANT_MLA_DECOUPLED; v++) {
+        snapshot s = {0};
+        config c = noise_model((config_variant)v, &s, 3, true);
+        run r = start(&c, &s, DRAWS);
+        store_snapshot filled = {0};
+        assert_int_equal(lacking(r.rows.maps, r.rows.rows, SPECTRUM_null_gap), 0);
+        assert_int_equal(nulls_finish(r.nulls, 60), 0);
+        assert_true(nulls_next_snapshot(r.nulls, &filled));
+        assert_int_equal(filled.step, 7);
+        assert_int_equal(lacking(r.rows.maps, filled.rows, SPECTRUM_tw_score), 0);
+        assert_int_equal(lacking(r.rows.maps, filled.rows, SPECTRUM_z_effective_rank_rest), 0);
+        free(filled.rows);
+        assert_false(nulls_next_snapshot(r.nulls, &filled));
+        store_null row;
+        int rows = 0;
+        while (nulls_next_row(r.nulls, &row)) rows += row.null_id != 0 && row.moments.sd[NULLS_ln_lambda_max] > 0;
+        assert_true(rows > 3);
+        end(&r);
+
+        r = start(&c, &s, DRAWS); /* warm: nothing is missing, and another file made it so */
+        assert_string_equal(r.note, "");
+        assert_int_equal(lacking(r.rows.maps, r.rows.rows, SPECTRUM_tw_score), 0);
+        assert_false(nulls_next_snapshot(r.nulls, &filled));
+        end(&r);
+        snapshot_free(&s);
+    }
+}
+
+/* Gains: even ones are the plain null; of uneven ones only heads that a finding could rest on get an ensemble. */
+static void gains_are_kept_where_it_matters(void **state) {
+    use_cache(state);
+    snapshot s = {0};
+    config c = noise_model(VARIANT_MHA, &s, 3, false);
+    float *q = NULL, *k = NULL;
+    for (int i = 0; i < s.count; i++) {
+        if (strcmp(s.tensors[i].name, "layers.1.attention.W_Q") == 0) q = s.tensors[i].data;
+        if (strcmp(s.tensors[i].name, "layers.1.attention.W_K") == 0) k = s.tensors[i].data;
+    }
+    for (int64_t i = 0; i < 32; i++) q[i] = k[i] = 1; /* head 0's first row: a spike */
+    run r = start(&c, &s, DRAWS);
+    store_snapshot filled = {0};
+    assert_int_equal(nulls_finish(r.nulls, 60), 0);
+    assert_true(nulls_next_snapshot(r.nulls, &filled));
+    int with = 0;
+    for (int i = 0; i < maps_count(r.rows.maps); i++) {
+        const maps_matrix *m = &maps_matrices(r.rows.maps)[i];
+        if (m->form == MAPS_weight || m->scope == MAPS_layer || isnan(filled.rows[i].tw_score_gains)) continue;
+        assert_true(m->layer == 1 && m->head == 0);
+        assert_true(filled.rows[i].tw_score_gains > 5 && filled.rows[i].tw_score_gains != filled.rows[i].tw_score);
+        with++;
+    }
+    assert_int_equal(with, 2); /* score and channel */
+    free(filled.rows);
+    end(&r);
+    snapshot_free(&s);
+}
+
+static void a_broken_cache_is_ignored_and_replaced(void **state) {
+    const char *const broken[] = {"nonsense\n", "bulkhead nulls 1\nchain 4 4\t9\nend 0\n", "bulkhead nulls 1\n"};
+    const char *path = folder_path(*state, "nulls.txt");
+    char note[512];
+    use_cache(state);
+    nulls_entry e = {.key = "chain 2 3", .draws = 9};
+    for (int i = 0; i < NULLS_STATISTIC_COUNT; i++) e.moments.mean[i] = i, e.moments.sd[i] = 1;
+    e.moments.mean[NULLS_alpha] = NAN;
+    for (int i = 0; i < 3; i++) {
+        nulls_cache *c;
+        nulls_moments m;
+        FILE *f = fopen(path, "w");
+        fputs(broken[i], f);
+        fclose(f);
+        check_status(nulls_cache_open(&c, ".", note, sizeof(note)), STATUS_OK);
+        assert_true(strstr(note, "ignored") != NULL);
+        assert_false(nulls_cache_find(c, "chain 4 4", &m));
+        check_status(nulls_cache_add(c, &e, true), STATUS_OK);
+        nulls_cache_close(c);
+        check_status(nulls_cache_open(&c, ".", note, sizeof(note)), STATUS_OK);
+        assert_string_equal(note, "");
+        assert_true(nulls_cache_find(c, "chain 2 3", &m));
+        assert_true(m.mean[2] == 2 && isnan(m.mean[NULLS_alpha]));
+        nulls_cache_close(c);
+    }
+}
+
+/* Two processes that make different ensembles keep both. */
+static void writers_keep_each_others_ensembles(void **state) {
+    char note[512];
+    use_cache(state);
+    nulls_cache *a, *b;
+    nulls_moments m;
+    nulls_entry e = {.key = "chain 2 5", .draws = 9};
+    for (int i = 0; i < NULLS_STATISTIC_COUNT; i++) e.moments.sd[i] = 1;
+    check_status(nulls_cache_open(&a, ".", note, sizeof(note)), STATUS_OK);
+    check_status(nulls_cache_open(&b, ".", note, sizeof(note)), STATUS_OK);
+    check_status(nulls_cache_add(a, &e, true), STATUS_OK);
+    strcpy(e.key, "chain 2 6");
+    check_status(nulls_cache_add(b, &e, true), STATUS_OK);
+    nulls_cache_close(a);
+    nulls_cache_close(b);
+    check_status(nulls_cache_open(&a, ".", note, sizeof(note)), STATUS_OK);
+    assert_true(nulls_cache_find(a, "chain 2 5", &m) && nulls_cache_find(a, "chain 2 6", &m));
+    nulls_cache_close(a);
+}
+
+/* Without draws there are edges and no ensembles. */
+static void no_draws_no_ensembles(void **state) {
+    snapshot s = {0};
+    config c = noise_model(VARIANT_MLA_DECOUPLED, &s, 4, true);
+    run r = start(&c, &s, 0);
+    assert_int_equal(lacking(r.rows.maps, r.rows.rows, SPECTRUM_null_edge), 0);
+    assert_true(isnan(r.rows.rows[0].tw_score));
+    assert_int_equal(nulls_finish(r.nulls, 1), 0);
+    end(&r);
+    snapshot_free(&s);
+}
+
+static int open_folder(void **state) {
+    folder *f = malloc(sizeof(*f));
+    *f = folder_make();
+    *state = f;
+    return 0;
+}
+static int close_folder(void **state) {
+    folder_remove(*state);
+    free(*state);
+    return 0;
+}
+
+static const struct CMUnitTest tests[] = {
+    cmocka_unit_test_setup_teardown(what_is_missing_is_filled_in_later, open_folder, close_folder),
+    cmocka_unit_test_setup_teardown(gains_are_kept_where_it_matters, open_folder, close_folder),
+    cmocka_unit_test_setup_teardown(a_broken_cache_is_ignored_and_replaced, open_folder, close_folder),
+    cmocka_unit_test_setup_teardown(writers_keep_each_others_ensembles, open_folder, close_folder),
+    cmocka_unit_test(no_draws_no_ensembles),
+};
+
+TEST_MAIN(tests)
