@@ -84,8 +84,9 @@ static status add_size(work *w, const char *size, bool channel_blocks) {
                 nulls_shape s;
                 maps_matrix m = {.form = form, .part = part, .scope = MAPS_head, .tensor = ""};
                 if (part != MAPS_full && v != 2) continue;
-                bool made = result == STATUS_OK && nulls_shape_of(&c, &m, &s);
-                if (made && (s.kind == NULLS_BLOCK && s.channel) == channel_blocks) result = add_shape(w, &c, &s);
+                nulls_shape_of(&c, &m, &s);
+                if (result == STATUS_OK && (s.kind == NULLS_BLOCK && s.channel) == channel_blocks)
+                    result = add_shape(w, &c, &s);
             }
         config_free(&c);
         TRY(result);

@@ -83,7 +83,8 @@ static bool same_shape(const nulls_shape *a, const nulls_shape *b) {
 static int kind_index(nulls *n, const maps_matrix *m) {
     nulls_shape s;
     bool layer = m->scope == MAPS_layer;
-    if (m->rank < 2 || !nulls_shape_of(&n->config, m, &s) || s.rank != m->rank) return -1;
+    nulls_shape_of(&n->config, m, &s);
+    if (m->rank < 2 || s.rank != m->rank) return -1;
     for (int i = 0; i < n->kinds; i++)
         if (n->kind[i].layer == layer && same_shape(&n->kind[i].shape, &s)) return i;
     double equal[NULLS_MOST_RATIOS] = {0};
@@ -315,7 +316,7 @@ static bool fill_row(nulls *n, int index, const nulls_gains *gains, spectrum *ro
     if (!k || !k->ready) return !k;
     nulls_plain_columns(&k->row.moments, m->rank, row);
     row->null_id = k->row.null_id;
-    if (m->scope == MAPS_layer || m->form == MAPS_weight || !gains) return true;
+    if (m->scope == MAPS_layer || m->form == MAPS_weight || m->part == MAPS_ov || !gains) return true;
     if (!nulls_gains_even(gains)) {
         if (!crosses(n, &k->row.moments, m->rank, row)) return true;
         k = find_known(n, n->kind_of[index], row->null_log, gains);

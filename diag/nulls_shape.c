@@ -42,7 +42,19 @@ static void add_chain(nulls_shape *s, const config *c) {
     add_dim(s, s->channel ? rows : s->width);
 }
 
-bool nulls_shape_of(const config *c, const maps_matrix *m, nulls_shape *out) {
+/* Outputs and values, W_V W_O: no query, and no gain on the side of W_O. */
+static void ov_shape(nulls_shape *s, const config *c, bool layer, bool channel) {
+    bool mha = c->attention.variant == VARIANT_MHA;
+    int64_t heads = !layer ? 1 : mha ? c->model.kv_heads : c->model.heads;
+    int64_t rows =
+        heads * (c->attention.variant == VARIANT_MLA_DECOUPLED ? c->attention.v_head_dim : c->model.head_dim);
+    add_dim(s, c->model.width);
+    add_dim(s, rows);
+    if (!mha) add_down(s, c);
+    add_dim(s, channel ? rows : c->model.width);
+}
+
+void nulls_shape_of(const config *c, const maps_matrix *m, nulls_shape *out) {
     bool layer = m->scope == MAPS_layer, channel = m->form == MAPS_channel;
     bool decoupled = c->attention.variant == VARIANT_MLA_DECOUPLED, mha = c->attention.variant == VARIANT_MHA;
     int64_t heads = layer ? c->model.heads : 1, rope = c->attention.qk_rope_head_dim;
@@ -52,16 +64,15 @@ bool nulls_shape_of(const config *c, const maps_matrix *m, nulls_shape *out) {
     if (m->form == MAPS_weight) {
         add_dim(out, m->rows);
         add_dim(out, m->cols);
-    } else if (m->part == MAPS_full || m->part == MAPS_content || m->part == MAPS_rope) {
+    } else if (m->part == MAPS_ov) {
+        ov_shape(out, c, layer, channel);
+    } else {
         bool block = decoupled && m->part == MAPS_full;
         if (block) out->kind = NULLS_BLOCK;
         add_parts(out, c, m->part == MAPS_rope ? 0 : content, heads, block || m->part == MAPS_rope ? rope : 0, channel);
         if (!block) add_chain(out, c);
-    } else {
-        return false;
     }
     nulls_shape_finish(out);
-    return true;
 }
 
 /* ---------------------------------------------------------------- edges */

@@ -7,8 +7,8 @@
 #include "diag/maps.h"
 #include "diag/nulls_draw.h"
 
-/* The shape of the matrix's null. false: it has none. */
-bool nulls_shape_of(const config *c, const maps_matrix *m, nulls_shape *out);
+/* The shape of the matrix's null. */
+void nulls_shape_of(const config *c, const maps_matrix *m, nulls_shape *out);
 
 /* Upper edge of lambda / mean lambda for a product of independent Gaussian matrices with these inner and outer
  * dimensions, in any order: min_{z>0} (1/z) prod_j (1 + r z / dim_j), r the least (S-transforms: Mueller 2002;

@@ -133,3 +133,9 @@ static inline void nulls_check_interpolation(const nulls_shape *s, double a, dou
     if (!(fabs(m) < 0.05 && fabs(sd) < 0.05))
         fail_msg("at %.3f, %.3f: m is off by %.3f s, s by %.3f s", at[0], at[1], m, sd);
 }
+
+/* All gains of the snapshot to 1, as they are initialized. */
+static inline void nulls_even_gains(snapshot *s) {
+    for (int i = 0; i < s->count; i++)
+        for (int64_t k = 0; s->tensors[i].rows == 1 && k < s->tensors[i].cols; k++) s->tensors[i].data[k] = 1;
+}

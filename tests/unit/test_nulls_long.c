@@ -1,7 +1,8 @@
 /* What the nulls promise, with the numbers it takes to see it: minutes of work, label `long`. */
 #include "check.h"
-#include "diag/nulls_columns.h"
+#include "diag/nulls.h"
 #include "nulls_models.h"
+#include "spectra_models.h"
 
 /* At the shapes of 130m, around where the largest eigenvalue passes from content to rope: the sharpest turn. */
 static void interpolation_at_130m(void **state) {
@@ -18,8 +19,91 @@ static void interpolation_at_130m(void **state) {
     for (double x = 0; x < 3; x += 0.3) nulls_check_interpolation(&mixed, x, 0, 500);
 }
 
+/* ---------------------------------------------------------------- levels */
+
+enum { LEVELS = 3, LAYERS = 50, SNAPSHOTS = 250 };
+
+/* 95%, 99% and 99.9% points of Tracy-Widom 1. */
+static const double points[LEVELS] = {0.97932, 2.02345, 3.27216};
+
+typedef struct count {
+    int heads, fired[LEVELS];
+    double sum;
+} count;
+
+static void count_rows(const maps *m, const spectrum *rows, count c[MAPS_FORM_COUNT][MAPS_PART_COUNT]) {
+    for (int i = 0; i < maps_count(m); i++) {
+        const maps_matrix *x = &maps_matrices(m)[i];
+        count *to = &c[x->form][x->part];
+        if (isnan(rows[i].tw_score)) fail_msg("matrix %d has no tw_score: its ensemble is not shipped", i);
+        to->heads++;
+        to->sum += rows[i].tw_score;
+        for (int k = 0; k < LEVELS; k++) to->fired[k] += rows[i].tw_score > points[k];
+    }
+}
+
+/* Untrained heads of tiny, through the maps and the shipped ensembles. */
+static void count_untrained(config_variant variant, count c[MAPS_FORM_COUNT][MAPS_PART_COUNT]) {
+    static char *forms[] = {"score", "channel"}, *scopes[] = {"head"};
+    config k = diagnostics_config(variant, LAYERS, 4, 64, 256);
+    k.diagnostics.forms = (config_list){2, forms};
+    k.diagnostics.scopes = (config_list){1, scopes};
+    for (int i = 0; i < SNAPSHOTS; i++) {
+        snapshot s = {0};
+        nulls *n;
+        char note[512];
+        snapshot_fill(&s, &k, (uint64_t)(1000 + i));
+        nulls_even_gains(&s);
+        computed q = compute(&k, &s, NULL, 2);
+        check_status(nulls_open(&n, &k, maps_matrices(q.maps), maps_count(q.maps), ".", 16384, 1, note, sizeof(note)),
+                     STATUS_OK);
+        nulls_place(n, &s, q.rows, q.values);
+        nulls_fill(n, &(store_snapshot){.step = 0, .status = "done", .rows = q.rows});
+        if (i == 0 && nulls_finish(n, 600) == 0) nulls_fill(n, &(store_snapshot){.rows = q.rows});
+        count_rows(q.maps, q.rows, c);
+        nulls_close(n);
+        release(&q);
+        snapshot_free(&s);
+    }
+}
+
+static void check_levels(config_variant variant) {
+    static const double low[] = {0.045, 0.008, 0.0006}, high[] = {0.055, 0.012, 0.0014};
+    count c[MAPS_FORM_COUNT][MAPS_PART_COUNT] = {0};
+    bool right = true;
+    count_untrained(variant, c);
+    for (int form = 0; form < MAPS_weight; form++)
+        for (int part = 0; part < MAPS_ov; part++) {
+            const count *x = &c[form][part];
+            if (x->heads == 0) continue;
+            assert_true(x->heads >= 50000);
+            printf("%s %s: %d heads, mean %.3f, fires", maps_form_names[form], maps_part_names[part], x->heads,
+                   x->sum / x->heads);
+            for (int k = 0; k < LEVELS; k++) {
+                double rate = (double)x->fired[k] / x->heads;
+                printf(" %.5f", rate);
+                right &= rate >= low[k] && rate <= high[k];
+            }
+            printf("\n");
+        }
+    assert_true(right);
+}
+
+static void levels_of_mha(void **state) {
+    check_levels(VARIANT_MHA);
+}
+static void levels_of_prerope(void **state) {
+    check_levels(VARIANT_MLA_PREROPE);
+}
+static void levels_of_decoupled(void **state) {
+    check_levels(VARIANT_MLA_DECOUPLED);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(interpolation_at_130m),
+    cmocka_unit_test(levels_of_mha),
+    cmocka_unit_test(levels_of_prerope),
+    cmocka_unit_test(levels_of_decoupled),
 };
 
 TEST_MAIN(tests)

@@ -13,8 +13,7 @@ enum { DRAWS = 256 };
 static config noise_model(config_variant variant, snapshot *s, uint64_t seed, bool even) {
     config c = diagnostics_config(variant, 2, 2, 8, 32);
     snapshot_fill(s, &c, seed);
-    for (int i = 0; even && i < s->count; i++)
-        for (int64_t k = 0; s->tensors[i].rows == 1 && k < s->tensors[i].cols; k++) s->tensors[i].data[k] = 1;
+    if (even) nulls_even_gains(s);
     return c;
 }
 
@@ -137,6 +136,30 @@ static void a_broken_cache_is_ignored_and_replaced(void **state) {
     }
 }
 
+/* A digit that has changed makes no line malformed: the checksum sees it. */
+static void a_changed_number_is_seen(void **state) {
+    const char *path = folder_path(*state, "nulls.txt");
+    char note[512], text[4096], *digit;
+    use_cache(state);
+    nulls_cache *c;
+    nulls_entry e = {.key = "chain 2 5", .draws = 9};
+    for (int i = 0; i < NULLS_STATISTIC_COUNT; i++) e.moments.sd[i] = 1;
+    check_status(nulls_cache_open(&c, ".", note, sizeof(note)), STATUS_OK);
+    check_status(nulls_cache_add(c, &e, true), STATUS_OK);
+    nulls_cache_close(c);
+    FILE *f = fopen(path, "r+");
+    text[fread(text, 1, sizeof(text) - 1, f)] = '\0';
+    digit = strstr(text, "\t0\t1");
+    assert_non_null(digit);
+    digit[1] = '7';
+    rewind(f);
+    fputs(text, f);
+    fclose(f);
+    check_status(nulls_cache_open(&c, ".", note, sizeof(note)), STATUS_OK);
+    assert_non_null(strstr(note, "checksum"));
+    nulls_cache_close(c);
+}
+
 /* Two processes that make different ensembles keep both. */
 static void writers_keep_each_others_ensembles(void **state) {
     char note[512];
@@ -185,6 +208,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup_teardown(what_is_missing_is_filled_in_later, open_folder, close_folder),
     cmocka_unit_test_setup_teardown(gains_are_kept_where_it_matters, open_folder, close_folder),
     cmocka_unit_test_setup_teardown(a_broken_cache_is_ignored_and_replaced, open_folder, close_folder),
+    cmocka_unit_test_setup_teardown(a_changed_number_is_seen, open_folder, close_folder),
     cmocka_unit_test_setup_teardown(writers_keep_each_others_ensembles, open_folder, close_folder),
     cmocka_unit_test(no_draws_no_ensembles),
 };
