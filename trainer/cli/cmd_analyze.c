@@ -10,7 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
-enum { MOST_THREADS = 1024, MOST_SETTINGS = 32, NULL_WAIT_S = 120, MOST_WAIT_S = 10000000 };
+enum { MOST_THREADS = 1024, MOST_SETTINGS = 32, NULL_WAIT_S = 300, MOST_WAIT_S = 10000000 };
 
 static const int64_t MOST_STEP = 1000000000000;
 
@@ -32,7 +32,7 @@ static const char help[] =
     "  --threads N     layers at a time; the default is the number of cores\n"
     "  --step N        the step of a single model whose name has none; the default is 0\n"
     "  --config FILE   the config.yaml of a safetensors file of Bulkhead's names\n"
-    "  --null-wait S   how long to wait at the end for null ensembles that have to be drawn; the default is 120 "
+    "  --null-wait S   how long to wait at the end for null ensembles that have to be drawn; the default is 300 "
     "seconds;\n"
     "                  the columns whose ensembles are not ready stay NULL, and what was drawn is kept for the next "
     "time\n"
