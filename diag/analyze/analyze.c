@@ -24,6 +24,7 @@ typedef struct analysis {
     config shape; /* of the first checkpoint, which the others must share */
     bool folds;   /* gains that no null knows are folded into its weights */
     maps *maps;
+    svd_device device; /* close NULL: the CPU's LAPACK */
     nulls *nulls;
     store *store;
 } analysis;
@@ -203,6 +204,11 @@ static void add_snapshot(analysis *a, const store_snapshot *r) {
     store_add(a->store, &record);
 }
 
+/* What cannot be written now is kept, and is written later or counted when the store is closed. */
+static void flush(analysis *a) {
+    if (store_flush(a->store) != STATUS_OK) status_clear();
+}
+
 /* What the nulls have found since the last call. */
 static void take_nulls(analysis *a) {
     store_record row = {.kind = STORE_NULL};
@@ -214,23 +220,22 @@ static void take_nulls(analysis *a) {
 }
 
 /* Waits for the ensembles that rows still need. */
-static status finish_nulls(analysis *a) {
+static void finish_nulls(analysis *a) {
     double end = clock_now_s() + a->request->null_wait_s, left;
     int waiting;
     do {
         left = end - clock_now_s();
         waiting = nulls_finish(a->nulls, left > NULLS_SAY_EVERY_S ? NULLS_SAY_EVERY_S : left > 0 ? left : 0);
         take_nulls(a);
-        TRY(store_flush(a->store));
+        flush(a);
         if (waiting > 0 && left > NULLS_SAY_EVERY_S)
             log_info("columns of %d snapshots wait for null ensembles, %.0f s more at most", waiting,
                      left - NULLS_SAY_EVERY_S);
     } while (waiting > 0 && left > NULLS_SAY_EVERY_S);
-    if (waiting == 0) return STATUS_OK;
+    if (waiting == 0) return;
     log_warn("columns against nulls stay NULL in %d snapshots: their ensembles are not ready", waiting);
     store_event(a->store, 0, "warn", "nulls", "columns stay NULL in %d snapshots: their ensembles were not ready",
                 waiting);
-    return STATUS_OK;
 }
 
 /* Takes over rows and values. */
@@ -266,9 +271,13 @@ static status analyze_one(analysis *a, const series_item *item, const checkpoint
     store_event(a->store, item->step, "info", "analyze", "%s, %s", item->path, c->architecture.family);
     note_to to = {.store = a->store, .step = item->step};
     if (first) checkpoint_notes(c, record_note, &to);
+    if (maps_device_fault(a->maps))
+        store_event(a->store, item->step, "error", "fault", "the CPU computes the spectra: %s",
+                    maps_device_fault(a->maps));
     log_info("%s: step %" PRId64 ", %d spectra in %.1f s", item->path, item->step, maps_count(a->maps),
              clock_now_s() - start_s);
-    return store_flush(a->store);
+    flush(a);
+    return STATUS_OK;
 }
 
 static status analyze_all(analysis *a) {
@@ -279,7 +288,8 @@ static status analyze_all(analysis *a) {
         checkpoint_close(&c);
         TRY(s);
     }
-    return finish_nulls(a);
+    finish_nulls(a);
+    return STATUS_OK;
 }
 
 /* ---- the door ---- */
@@ -288,7 +298,7 @@ static status open_store(analysis *a) {
     char host[256] = "";
     if (gethostname(host, sizeof(host) - 1) != 0) host[0] = '\0';
     const store_session session = {.config = &a->shape,
-                                   .device = "cpu",
+                                   .device = a->device.close ? "cuda" : "cpu",
                                    .hosts = host,
                                    .code_version = BULKHEAD_VERSION,
                                    .tp = 1,
@@ -324,6 +334,13 @@ static status write_all(analysis *a) {
     return s == STATUS_OK ? closed : s;
 }
 
+static status open_maps(analysis *a) {
+    TRY(maps_open(&a->maps, &a->shape, (int)a->shape.run.threads));
+    if (a->shape.diagnostics.device != DEVICE_CUDA) return STATUS_OK;
+    TRY(svd_cuda(&a->device));
+    return maps_use_device(a->maps, &a->device);
+}
+
 static int threads_of(const analyze_request *r, int64_t layers) {
     int threads = r->threads > 0 ? r->threads : omp_get_max_threads();
     return threads < layers ? threads : (int)layers;
@@ -340,10 +357,11 @@ status analyze_run(const analyze_request *request) {
     status s = check_all(&a);
     if (s == STATUS_OK) {
         a.shape.run.threads = threads_of(request, a.shape.model.layers);
-        s = maps_open(&a.maps, &a.shape, (int)a.shape.run.threads);
+        s = open_maps(&a);
     }
     if (s == STATUS_OK) s = write_all(&a);
     maps_close(a.maps);
+    if (a.device.close) a.device.close(&a.device);
     config_free(&a.shape);
     series_free(&a.series);
     return s;

@@ -181,24 +181,17 @@ static status read_latent(reader *r) {
 
 /* ---- the door ---- */
 
-/* The settings of the caller alone, so that what is wrong with them is not said of the model: of the variant that has
- * all parts. */
-static status check_settings(const char *const *settings, int count) {
-    const char *all[MOST_SETTINGS] = {"model.size=tiny", "attention.variant=mla-decoupled"};
-    config c;
-    for (int i = 0; i < count; i++) all[2 + i] = settings[i];
-    TRY(config_load(&c, NULL, all, 2 + count));
-    config_free(&c);
-    return STATUS_OK;
-}
-
-/* What the checks of a configuration say of the model's sizes. */
+/* The model's sizes alone: what is wrong with them is the file's; with the settings, it is theirs. */
 static status load(architecture *out, const reader *r, const char *const *settings, int count) {
     const char *all[MOST_SETTINGS];
     int n = 0;
     for (int i = 0; i < r->count; i++) all[n++] = r->text[i];
-    for (int i = 0; i < count; i++) all[n++] = settings[i];
     status s = config_load(&out->config, NULL, all, n);
+    if (s == STATUS_OK) {
+        config_free(&out->config);
+        for (int i = 0; i < count; i++) all[n++] = settings[i];
+        return config_load(&out->config, NULL, all, n);
+    }
     if (s != STATUS_CONFIG) return s;
     char why[512];
     snprintf(why, sizeof(why), "%s", status_message());
@@ -227,7 +220,6 @@ status architecture_read(architecture *out, const char *path, const char *const 
     json_t *json;
     reader r = {.path = path};
     if (setting_count > MOST_SETTINGS / 2) return status_fail(STATUS_USAGE, "more than %d settings", MOST_SETTINGS / 2);
-    TRY(check_settings(settings, setting_count));
     TRY(json_read_file(&json, path, ARCHITECTURE_MAX_BYTES));
     r.json = json;
     status s = read_json(out, &r, settings, setting_count);

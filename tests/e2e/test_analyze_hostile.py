@@ -7,7 +7,7 @@ import unittest
 
 import checkpoints
 from checkpoints import DEEPSEEK, LLAMA
-from test_analyze import DATA, NO_INPUT, USAGE, AnalyzeTest
+from test_analyze import CONFIG, DATA, NO_INPUT, USAGE, AnalyzeTest
 
 Q = "model.layers.0.self_attn.q_proj.weight"
 
@@ -196,6 +196,13 @@ class Hostile(AnalyzeTest):
         os.remove(os.path.join(model, "config.json"))
         self.refused(NO_INPUT, model, says=["config.json"])
         self.refused(USAGE, says=["no model"])
+
+    def test_settings_that_are_wrong(self):
+        model = self.folder()
+        for setting, says in (("diagnostics.forms=scores", "scores"), ("diagnostics.parts=rope", "only full and ov"),
+                              ("diagnostic.parts=full", "diagnostics"), ("model.layers=1", "model.layers")):
+            self.refused(CONFIG, model, says=[says], options=["--set", setting])
+        self.refused(USAGE, model, says=["threads"], options=["--threads", "0"])
 
     def test_a_database_is_never_written_over(self):
         model = self.folder()
