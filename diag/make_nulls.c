@@ -18,7 +18,7 @@
 enum { DRAWS = 16384, MOST_ENTRIES = 4096 };
 
 /* How far around the initial log ratios: a score block's drift first, and its grid is one-dimensional. */
-static const double SCORE_REACH = 0.25, OTHER_REACH = 0.03;
+static const double SCORE_REACH = 0.1, OTHER_REACH = 0.03;
 
 /* The table is empty here: what the program ships may be what is wrong. */
 const nulls_entry nulls_table[1];

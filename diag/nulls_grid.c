@@ -10,7 +10,7 @@ enum { POINTS = 4 };
 /* Chosen so that the error of the interpolation stays well under 0.05 s: m turns where the largest eigenvalue passes
  * from one block to the other, most sharply in score form. A mixed chain hardly knows its ratio. */
 static double grid_step(const nulls_shape *s) {
-    return s->kind == NULLS_MIXED ? 0.5 : s->channel ? 0.2 : 0.125;
+    return s->kind == NULLS_MIXED ? 0.5 : s->channel ? 0.2 : 0.0625;
 }
 
 void nulls_round(const nulls_shape *s, double *log_ratio) {
