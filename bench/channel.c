@@ -5,6 +5,7 @@
  * first snapshots. Prints one JSON line: median and least ms of a step of either kind, ms a snapshot took when nothing
  * else ran, and the processor time of compute rank 0 a snapshot. */
 #include "comm/channel.h"
+#include "bench/times.h"
 
 #include <stdbool.h>
 #include <stdio.h>
@@ -28,11 +29,6 @@ static double now_ms(clockid_t clock) {
     struct timespec t;
     clock_gettime(clock, &t);
     return 1e3 * (double)t.tv_sec + 1e-6 * (double)t.tv_nsec;
-}
-
-static int ascending(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
 }
 
 /* Arithmetic in registers: what slows it down is only a lost core. Volatile, so that it happens where it stands. */
@@ -63,8 +59,8 @@ static status time_steps(worker *w, double quiet[STEPS], double sending[STEPS]) 
         comm_all_reduce(&w->group, w->gradient, GRADIENT_COUNT, DTYPE_F32, COMM_SUM, "bench", -1);
         (i % 2 == 1 ? sending : quiet)[i / 2] = now_ms(CLOCK_MONOTONIC) - start;
     }
-    qsort(quiet, STEPS, sizeof *quiet, ascending);
-    qsort(sending, STEPS, sizeof *sending, ascending);
+    times_sort(quiet, STEPS);
+    times_sort(sending, STEPS);
     return comm_status(&w->group);
 }
 

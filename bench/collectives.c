@@ -6,6 +6,7 @@
  *
  * Each size is checked against sums known exactly before it is timed. Prints JSON lines: the median and the least over
  * the repeats of the slowest rank's time. */
+#include "bench/times.h"
 #include "comm/roles.h"
 #include "core/clock.h"
 
@@ -61,11 +62,6 @@ static status verify(bench *b, const char *name, collective run, int64_t count) 
     return comm_agree(MPI_COMM_WORLD, result);
 }
 
-static int ascending(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 static status measure(bench *b, const char *name, collective run, int64_t count) {
     TRY(verify(b, name, run, count));
     int64_t bytes = count * (int64_t)sizeof *b->data, repeats = BYTES_A_SIZE / bytes;
@@ -82,7 +78,7 @@ static status measure(bench *b, const char *name, collective run, int64_t count)
         ms[i] = 1000 * (clock_now_s() - start_s);
     }
     MPI_Allreduce(MPI_IN_PLACE, ms, (int)repeats, MPI_DOUBLE, MPI_MAX, MPI_COMM_WORLD);
-    qsort(ms, (size_t)repeats, sizeof *ms, ascending);
+    times_sort(ms, (int)repeats);
     if (b->group.rank == 0)
         printf("{\"bench\": \"collectives\", \"operation\": \"%s\", \"backend\": \"%s\", \"device\": \"%s\", "
                "\"registered\": %s, \"ranks\": %d, \"bytes\": %lld, \"ms\": %.4f, \"least_ms\": %.4f, "

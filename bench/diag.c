@@ -6,6 +6,7 @@
  * Checks first that queries twice as large give singular values twice as large, bit for bit, and that every status is
  * ok; then prints one JSON line: median ms of computing and of writing a snapshot, and bytes a row in the finished
  * file. */
+#include "bench/times.h"
 #include "core/clock.h"
 #include "diag/onset.h"
 #include "diag/store.h"
@@ -30,16 +31,6 @@ typedef struct bench {
 
 static double now_ms(void) {
     return 1e3 * clock_now_s();
-}
-
-static int ascending(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *x, int n) {
-    qsort(x, (size_t)n, sizeof(*x), ascending);
-    return x[n / 2];
 }
 
 static void scale_queries(snapshot *s, float by) {
@@ -116,7 +107,7 @@ static status measure(bench *b, const char *folder, const char *size, const char
            "\"snapshots\":%d,"
            "\"compute_ms\":%.2f,\"write_ms\":%.2f,\"bytes_per_row\":%.1f}\n",
            size, variant, b->device.close ? "cuda" : "cpu", b->threads, rows, b->snapshots,
-           median(b->compute_ms, b->snapshots), median(b->write_ms, b->snapshots),
+           times_median(b->compute_ms, b->snapshots), times_median(b->write_ms, b->snapshots),
            (double)info.st_size / rows / b->snapshots);
     return STATUS_OK;
 }

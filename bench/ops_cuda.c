@@ -4,6 +4,7 @@
  * Bytes are the fewest that the operation must move: each input and output once. The first line is a large copy, the
  * bandwidth that the others are held against. Results are checked against the CPU table by test_ops_cuda; here only
  * that no call failed and that the sum of squares of what was written is finite. */
+#include "bench/times.h"
 #include "core/clock.h"
 #include "core/ops/ops.h"
 
@@ -169,11 +170,6 @@ static status create(bench *b) {
     return ops_status(&b->o);
 }
 
-static int ascending(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
 /* Median over rounds of the mean time of a call. */
 static double time_s(bench *b, const operation *op) {
     double rounds[ROUNDS];
@@ -185,7 +181,7 @@ static double time_s(bench *b, const operation *op) {
         b->o.sync(&b->o);
         rounds[round] = (clock_now_s() - start) / REPEATS;
     }
-    qsort(rounds, ROUNDS, sizeof *rounds, ascending);
+    times_sort(rounds, ROUNDS);
     return rounds[ROUNDS / 2];
 }
 

@@ -7,6 +7,7 @@
 #include "core/clock.h"
 #include "trainer/optimizer.h"
 
+#include "bench/times.h"
 #include "core/rng.h"
 
 #include <math.h>
@@ -15,11 +16,6 @@
 #include <unistd.h>
 
 enum { WARM_UP_STEPS = 3, MOST_STEPS = 1000 };
-
-static int ascending(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
 
 static double step(model *m, comm_group *dp, const config *c, const int32_t *input, const int32_t *target,
                    int64_t number) {
@@ -65,7 +61,7 @@ static status run(const char *size, const char *variant, int64_t batch, int step
     }
     gemm = (o.gemm_seconds - gemm) / total;
     flops = (o.flops - flops) / total;
-    qsort(times, (size_t)steps, sizeof *times, ascending);
+    times_sort(times, steps);
     double median = times[steps / 2];
     printf("{\"bench\": \"step\", \"device\": \"cpu\", \"size\": \"%s\", \"variant\": \"%s\", \"batch\": %ld, "
            "\"context\": %ld, "

@@ -6,6 +6,7 @@
  * runs of 144 heads, three seeds of each variant, merged: the time of merging, and variants x steps over the seeds.
  * What is read back is compared with what was written before a time is printed. JSON lines, medians in ms. */
 #include "diag/store.h"
+#include "bench/times.h"
 #include "core/clock.h"
 #include "core/rng.h"
 #include "diag/merge.h"
@@ -34,16 +35,6 @@ typedef struct shape {
 
 static double now_ms(void) {
     return 1e3 * clock_now_s();
-}
-
-static int ascending(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
-
-static double median(double *x, int n) {
-    qsort(x, (size_t)n, sizeof(*x), ascending);
-    return x[n / 2];
 }
 
 static double uniform(int64_t step, int64_t i) {
@@ -146,7 +137,7 @@ static status ask(const char *path, const char *sql, answer *out) {
     }
     status s = rc == SQLITE_OK ? STATUS_OK : status_fail(STATUS_INTERNAL, "%s: %s", sql, sqlite3_errmsg(db));
     sqlite3_close(db);
-    out->ms = median(ms, READS);
+    out->ms = times_median(ms, READS);
     return s;
 }
 
@@ -161,7 +152,7 @@ static double layer_value(int64_t step, int layer, int heads) {
     double x[64];
     for (int h = 0; h < heads; h++)
         x[h] = uniform(step, (int64_t)(layer * heads + h) * SPECTRUM_COLUMN_COUNT + SPECTRUM_stable_rank);
-    qsort(x, (size_t)heads, sizeof(*x), ascending);
+    times_sort(x, heads);
     return 0.5 * (x[(heads - 1) / 2] + x[heads / 2]);
 }
 
@@ -188,7 +179,7 @@ static status one_run(bench *b) {
     TRY(expect("the heat map", &map, (int64_t)b->snapshots * large.layers, sum));
     printf("{\"bench\":\"store\",\"rows\":%d,\"snapshots\":%d,\"write_ms\":%.2f,\"largest_write_ms\":%.2f,"
            "\"bytes_per_row_spectra\":%.1f,\"bytes_per_row_file\":%.1f,\"heat_map_ms\":%.2f}\n",
-           large.forms * large.layers * large.heads, b->snapshots, median(b->write_ms, b->snapshots),
+           large.forms * large.layers * large.heads, b->snapshots, times_median(b->write_ms, b->snapshots),
            b->write_ms[b->snapshots - 1], pages.sum / (double)spectra,
            (double)info.st_size / (double)(spectra + layer_rows), map.ms);
     return STATUS_OK;

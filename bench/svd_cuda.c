@@ -3,6 +3,7 @@
  *
  * usage: bench_svd_cuda [SIDE COUNT]     default: the budgets' sizes
  * Both methods must agree to side 2^-23 of the largest value; small values are checked by test_spectra_cuda. */
+#include "bench/times.h"
 #include "core/clock.h"
 #include "core/rng.h"
 #include "diag/svd.h"
@@ -21,11 +22,6 @@ typedef struct job {
     size_t bytes, value_bytes;
     bool compared;
 } job;
-
-static int ascending(const void *a, const void *b) {
-    double x = *(const double *)a, y = *(const double *)b;
-    return (x > y) - (x < y);
-}
 
 static status allocate(job *j) {
     ops *o = &j->device.ops;
@@ -86,8 +82,8 @@ static status time_method(job *j, const char *method, int small_side) {
     }
     TRY(ops_status(o));
     TRY(compare(j));
-    qsort(whole_ms, REPEATS, sizeof *whole_ms, ascending);
-    qsort(solve_ms, REPEATS, sizeof *solve_ms, ascending);
+    times_sort(whole_ms, REPEATS);
+    times_sort(solve_ms, REPEATS);
     printf("{\"bench\":\"svd_cuda\",\"side\":%d,\"count\":%d,\"method\":\"%s\",\"solve_ms\":%.3f,\"ms\":%.3f}\n",
            j->side, j->count, method, solve_ms[REPEATS / 2], whole_ms[REPEATS / 2]);
     fflush(stdout);

@@ -85,11 +85,8 @@ static status read_options(int argc, char **argv, analyze_request *r, const char
         case 'h':
             *show_help = true;
             return STATUS_OK;
-        case ':':
-            return status_fail(STATUS_USAGE, "%s wants a value after it", argv[optind - 1]);
         default:
-            return status_fail(STATUS_USAGE, "'%s' is not understood; `bulkhead analyze --help` lists the options",
-                               argv[optind - 1]);
+            return command_bad_option(argv, option);
         }
     }
     r->threads = (int)threads;

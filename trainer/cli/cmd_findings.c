@@ -55,11 +55,8 @@ static status read_options(int argc, char **argv, findings_request *r, bool *hel
         case 'h':
             *help = true;
             return STATUS_OK;
-        case ':':
-            return status_fail(STATUS_USAGE, "%s wants a value after it", argv[optind - 1]);
         default:
-            return status_fail(STATUS_USAGE, "'%s' is not understood; `bulkhead findings --help` lists the options",
-                               argv[optind - 1]);
+            return command_bad_option(argv, option);
         }
     }
     return STATUS_OK;

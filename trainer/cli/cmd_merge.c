@@ -33,11 +33,8 @@ status cmd_merge(int argc, char **argv) {
         case 'h':
             print_help();
             return STATUS_OK;
-        case ':':
-            return status_fail(STATUS_USAGE, "%s wants a value after it", argv[optind - 1]);
         default:
-            return status_fail(STATUS_USAGE, "'%s' is not understood; `bulkhead merge --help` lists the options",
-                               argv[optind - 1]);
+            return command_bad_option(argv, option);
         }
     }
     if (!output) return status_fail(STATUS_USAGE, "no output; name a file behind -o");

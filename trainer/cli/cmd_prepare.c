@@ -200,10 +200,7 @@ status cmd_prepare(int argc, char **argv) {
             fputs(help, stdout);
             return STATUS_OK;
         }
-        if (option == ':') return status_fail(STATUS_USAGE, "%s wants a value", argv[optind - 1]);
-        if (option == '?')
-            return status_fail(STATUS_USAGE, "there is no option %s; `bulkhead prepare --help` lists them",
-                               argv[optind - 1]);
+        if (option == ':' || option == '?') return command_bad_option(argv, option);
         TRY(read_option(&o, option, optarg));
     }
     o.inputs = (const char *const *)argv + optind;

@@ -13,6 +13,9 @@ typedef struct command {
  */
 void command_complain(const char *name);
 
+/* What getopt_long did not take (it returned `option`, its optstring begins with ':') as a USAGE failure. */
+status command_bad_option(char **argv, int option);
+
 status cmd_prepare(int argc, char **argv);
 status cmd_plan(int argc, char **argv);
 status cmd_train(int argc, char **argv);

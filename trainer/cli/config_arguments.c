@@ -1,5 +1,7 @@
 #include "trainer/cli/config_arguments.h"
 
+#include "trainer/cli/command.h"
+
 #include <getopt.h>
 #include <stddef.h>
 
@@ -21,11 +23,8 @@ status config_arguments_parse(config_arguments *out, int argc, char **argv) {
                 return status_fail(STATUS_USAGE, "more than %d --set options; put them into the file", SETTINGS);
             out->settings[out->setting_count++] = optarg;
             break;
-        case ':':
-            return status_fail(STATUS_USAGE, "%s wants a value after it", argv[optind - 1]);
         default:
-            return status_fail(STATUS_USAGE, "'%s' is not understood; `bulkhead %s --help` lists the options",
-                               argv[optind - 1], argv[0]);
+            return command_bad_option(argv, option);
         }
     }
     if (optind + 1 != argc)

@@ -3,6 +3,7 @@
 #include "core/log.h"
 #include "trainer/cli/command.h"
 
+#include <getopt.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
@@ -23,6 +24,12 @@ static void usage(FILE *out) {
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
         fprintf(out, "  %-9s %s\n", commands[i].name, commands[i].summary);
     fprintf(out, "\n`bulkhead COMMAND --help` explains a command.\n");
+}
+
+status command_bad_option(char **argv, int option) {
+    const char *word = argv[optind - 1];
+    if (option == ':') return status_fail(STATUS_USAGE, "%s wants a value after it", word);
+    return status_fail(STATUS_USAGE, "'%s' is not understood; `bulkhead %s --help` lists the options", word, argv[0]);
 }
 
 void command_complain(const char *name) {
