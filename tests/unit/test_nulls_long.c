@@ -21,7 +21,13 @@ static void interpolation_at_130m(void **state) {
 
 /* ---------------------------------------------------------------- levels */
 
-enum { LEVELS = 3, LAYERS = 50, SNAPSHOTS = 250 };
+enum { LEVELS = 3, LEAST_HEADS = 50000 };
+
+typedef struct size {
+    int layers, heads, width, latent; /* heads of 64; latent: kv_lora_rank */
+} size;
+
+static const size TINY = {50, 4, 256, 128}, SMALL_60M = {25, 8, 512, 256}, MIDDLE_130M = {12, 12, 768, 256};
 
 /* 95%, 99% and 99.9% points of Tracy-Widom 1. */
 static const double points[LEVELS] = {0.97932, 2.02345, 3.27216};
@@ -42,13 +48,14 @@ static void count_rows(const maps *m, const spectrum *rows, count c[MAPS_FORM_CO
     }
 }
 
-/* Untrained heads of tiny, through the maps and the shipped ensembles. */
-static void count_untrained(config_variant variant, count c[MAPS_FORM_COUNT][MAPS_PART_COUNT]) {
+/* Untrained heads, through the maps and the shipped ensembles. */
+static void count_untrained(config_variant variant, size z, count c[MAPS_FORM_COUNT][MAPS_PART_COUNT]) {
     static char *forms[] = {"score", "channel"}, *scopes[] = {"head"};
-    config k = diagnostics_config(variant, LAYERS, 4, 64, 256);
+    config k = diagnostics_config(variant, z.layers, z.heads, 64, z.width);
+    k.attention.kv_lora_rank = z.latent;
     k.diagnostics.forms = (config_list){2, forms};
     k.diagnostics.scopes = (config_list){1, scopes};
-    for (int i = 0; i < SNAPSHOTS; i++) {
+    for (int i = 0; i * z.layers * z.heads < LEAST_HEADS; i++) {
         snapshot s = {0};
         nulls *n;
         char note[512];
@@ -67,16 +74,16 @@ static void count_untrained(config_variant variant, count c[MAPS_FORM_COUNT][MAP
     }
 }
 
-static void check_levels(config_variant variant) {
+static void check_levels(config_variant variant, size z) {
     static const double low[] = {0.045, 0.008, 0.0006}, high[] = {0.055, 0.012, 0.0014};
     count c[MAPS_FORM_COUNT][MAPS_PART_COUNT] = {0};
     bool right = true;
-    count_untrained(variant, c);
+    count_untrained(variant, z, c);
     for (int form = 0; form < MAPS_weight; form++)
         for (int part = 0; part < MAPS_ov; part++) {
             const count *x = &c[form][part];
             if (x->heads == 0) continue;
-            assert_true(x->heads >= 50000);
+            assert_true(x->heads >= LEAST_HEADS);
             printf("%s %s: %d heads, mean %.3f, fires", maps_form_names[form], maps_part_names[part], x->heads,
                    x->sum / x->heads);
             for (int k = 0; k < LEVELS; k++) {
@@ -89,21 +96,40 @@ static void check_levels(config_variant variant) {
     assert_true(right);
 }
 
-static void levels_of_mha(void **state) {
-    check_levels(VARIANT_MHA);
+static void levels_of_mha_at_tiny(void **state) {
+    check_levels(VARIANT_MHA, TINY);
 }
-static void levels_of_prerope(void **state) {
-    check_levels(VARIANT_MLA_PREROPE);
+static void levels_of_prerope_at_tiny(void **state) {
+    check_levels(VARIANT_MLA_PREROPE, TINY);
 }
-static void levels_of_decoupled(void **state) {
-    check_levels(VARIANT_MLA_DECOUPLED);
+static void levels_of_decoupled_at_tiny(void **state) {
+    check_levels(VARIANT_MLA_DECOUPLED, TINY);
+}
+static void levels_of_mha_at_60m(void **state) {
+    check_levels(VARIANT_MHA, SMALL_60M);
+}
+static void levels_of_prerope_at_60m(void **state) {
+    check_levels(VARIANT_MLA_PREROPE, SMALL_60M);
+}
+static void levels_of_decoupled_at_60m(void **state) {
+    check_levels(VARIANT_MLA_DECOUPLED, SMALL_60M);
+}
+static void levels_of_mha_at_130m(void **state) {
+    check_levels(VARIANT_MHA, MIDDLE_130M);
+}
+static void levels_of_prerope_at_130m(void **state) {
+    check_levels(VARIANT_MLA_PREROPE, MIDDLE_130M);
+}
+static void levels_of_decoupled_at_130m(void **state) {
+    check_levels(VARIANT_MLA_DECOUPLED, MIDDLE_130M);
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(interpolation_at_130m),
-    cmocka_unit_test(levels_of_mha),
-    cmocka_unit_test(levels_of_prerope),
-    cmocka_unit_test(levels_of_decoupled),
+    cmocka_unit_test(interpolation_at_130m),      cmocka_unit_test(levels_of_mha_at_tiny),
+    cmocka_unit_test(levels_of_prerope_at_tiny),  cmocka_unit_test(levels_of_decoupled_at_tiny),
+    cmocka_unit_test(levels_of_mha_at_60m),       cmocka_unit_test(levels_of_prerope_at_60m),
+    cmocka_unit_test(levels_of_decoupled_at_60m), cmocka_unit_test(levels_of_mha_at_130m),
+    cmocka_unit_test(levels_of_prerope_at_130m),  cmocka_unit_test(levels_of_decoupled_at_130m),
 };
 
 TEST_MAIN(tests)
