@@ -14,6 +14,13 @@ bool file_exists(const char *path) {
     return stat(path, &info) == 0;
 }
 
+char *file_join(const char *folder, const char *name) {
+    size_t room = strlen(folder) + strlen(name) + 2;
+    char *path = malloc(room);
+    if (path) snprintf(path, room, "%s/%s", folder, name);
+    return path;
+}
+
 static status make_dir(const char *path) {
     struct stat info;
     if (mkdir(path, 0777) == 0) return STATUS_OK;

@@ -10,6 +10,9 @@
 
 bool file_exists(const char *path);
 
+/* FOLDER/NAME, malloc'ed; NULL when out of memory. */
+char *file_join(const char *folder, const char *name);
+
 /* Creates the folder and its missing parents. IO when that is not possible or a part of the path is no folder. */
 status file_make_dirs(const char *path);
 

@@ -1,5 +1,7 @@
 #include "data/output.h"
 
+#include "core/file.h"
+
 #include <inttypes.h>
 #include <math.h>
 #include <stdio.h>
@@ -25,10 +27,8 @@ void output_shard_name(const output *o, int64_t number, char *name, size_t room)
 static status next_shard(output *o) {
     char name[64];
     output_shard_name(o, o->counts.shards, name, sizeof name);
-    size_t room = strlen(o->folder) + strlen(name) + 2;
-    char *path = malloc(room);
+    char *path = file_join(o->folder, name);
     if (!path) return status_fail(STATUS_INTERNAL, "out of memory");
-    snprintf(path, room, "%s/%s", o->folder, name);
     status result = shard_writer_open(&o->writer, path, o->vocab - 1);
     free(path);
     o->counts.shards += result == STATUS_OK;

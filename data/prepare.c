@@ -69,11 +69,8 @@ static status out_of_memory(void) {
 }
 
 static status join(char **out, const char *folder, const char *name) {
-    size_t room = strlen(folder) + strlen(name) + 2;
-    *out = malloc(room);
-    if (!*out) return out_of_memory();
-    snprintf(*out, room, "%s/%s", folder, name);
-    return STATUS_OK;
+    *out = file_join(folder, name);
+    return *out ? STATUS_OK : out_of_memory();
 }
 
 /* ---- the folder ---- */

@@ -19,13 +19,6 @@ static status out_of_memory(void) {
 
 /* ---- paths ---- */
 
-static char *join(const char *folder, const char *name) {
-    size_t room = strlen(folder) + strlen(name) + 2;
-    char *path = malloc(room);
-    if (path) snprintf(path, room, "%s/%s", folder, name);
-    return path;
-}
-
 static bool is_plain_name(const char *name) {
     for (const char *p = name; *p; p++)
         if (*p == '/' || (unsigned char)*p < ' ' || *p == 127) return false;
@@ -53,7 +46,7 @@ status files_inside(char **out, const char *folder, const char *name) {
     *out = NULL;
     if (!is_plain_name(name))
         return status_fail(STATUS_DATA, "%s: \"%.200s\" is no name of a file in this folder", folder, name);
-    char *path = join(folder, name);
+    char *path = file_join(folder, name);
     if (!path) return out_of_memory();
     char *root = realpath(folder, NULL), *real = realpath(path, NULL);
     status s = STATUS_OK;

@@ -1,5 +1,7 @@
 #include "diag/analyze/series.h"
 
+#include "core/file.h"
+
 #include <ctype.h>
 #include <dirent.h>
 #include <errno.h>
@@ -39,20 +41,13 @@ int64_t series_step_of(const char *path) {
 
 /* ---- folders of checkpoints ---- */
 
-static char *join(const char *folder, const char *name) {
-    size_t room = strlen(folder) + strlen(name) + 2;
-    char *path = malloc(room);
-    if (path) snprintf(path, room, "%s/%s", folder, name);
-    return path;
-}
-
 static bool is_folder(const char *path) {
     struct stat info;
     return stat(path, &info) == 0 && S_ISDIR(info.st_mode);
 }
 
 static bool holds(const char *folder, const char *name) {
-    char *path = join(folder, name);
+    char *path = file_join(folder, name);
     bool there = path && access(path, F_OK) == 0;
     free(path);
     return there;
@@ -81,7 +76,7 @@ static status add_folder(series *s, const char *folder) {
     status result = STATUS_OK;
     for (struct dirent *entry; result == STATUS_OK && (entry = readdir(d));) {
         int64_t step = series_step_of(entry->d_name);
-        char *path = step >= 0 ? join(folder, entry->d_name) : NULL;
+        char *path = step >= 0 ? file_join(folder, entry->d_name) : NULL;
         if (step >= 0 && !path) result = out_of_memory();
         if (path && is_folder(path))
             result = add(s, path, step);
@@ -98,7 +93,7 @@ static status add_model(series *s, const char *path) {
     if (is_model(path)) return add(s, strdup(path), series_step_of(path));
     TRY(add_folder(s, path));
     if (s->count > before) return STATUS_OK;
-    char *below = join(path, "checkpoints");
+    char *below = file_join(path, "checkpoints");
     status result = below ? add_folder(s, below) : out_of_memory();
     free(below);
     if (result != STATUS_OK || s->count > before) return result;
