@@ -1,46 +1,35 @@
 #include "trainer/snapshots.h"
 
 #include "diag/diag.h"
+#include "trainer/owned.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
 
-/* The layer in "layers.N.…", 0 for what is outside the layers. */
-static int layer_of(const char *name) {
-    int layer = 0;
-    return sscanf(name, "layers.%d.", &layer) == 1 ? layer : 0;
-}
-
-static bool sends(const param *q, const comm_roles *roles) {
-    int layer = layer_of(q->name);
-    if (layer % roles->dp != roles->dp_rank) return false;
-    return q->spec.shard != PARAM_REPLICATED || layer % roles->tp == roles->tp_rank;
-}
-
 /* Adds the piece that this rank sends of a parameter. */
-static void add_piece(snapshots *s, const params *p, const param *q) {
-    assert(q->n_rows == q->rows && q->n_cols == q->cols); /* heads are never padded */
+static void add_piece(snapshots *s, const params *p, const owned_box *box) {
+    const param *q = &p->list[box->param];
+    assert(box->n_rows == 1 || box->stride == box->n_cols); /* heads are never padded */
     snapshot_piece *piece = &s->pieces[s->count];
     *piece = (snapshot_piece){.rows = q->spec.rows,
                               .cols = q->spec.cols,
-                              .row = q->row,
-                              .col = q->col,
-                              .n_rows = q->n_rows,
-                              .n_cols = q->n_cols};
+                              .row = box->row,
+                              .col = box->col,
+                              .n_rows = box->n_rows,
+                              .n_cols = box->n_cols};
     snprintf(piece->name, sizeof piece->name, "%s", q->name);
-    s->parts[s->count++] =
-        (offload_part){.device = p->master + q->offset, .bytes = (size_t)(q->rows * q->cols) * sizeof *p->master};
+    s->parts[s->count++] = (offload_part){.device = p->master + box->at,
+                                          .bytes = (size_t)(box->n_rows * box->n_cols) * sizeof *p->master};
 }
 
 /* The first diagnostics rank gets the gains of all layers: it holds all spectra against their nulls. */
 static bool goes_to(const config *c, const param *q, int rank) {
-    return diag_rank_of_layer(c, layer_of(q->name)) == rank || (rank == 0 && q->spec.rows == 1);
+    return diag_rank_of_layer(c, owned_layer_of(q->name)) == rank || (rank == 0 && q->spec.rows == 1);
 }
 
-status snapshots_plan(snapshots *out, const model *m, const config *c, const comm_roles *roles) {
-    const params *p = &m->params;
-    size_t most = 2 * (size_t)p->count; /* gains may go to two ranks */
+static status plan_pieces(snapshots *out, const params *p, const owned *boxes, const config *c) {
+    size_t most = 2 * (size_t)boxes->count + 1; /* gains may go to two ranks; a rank may own nothing */
     *out = (snapshots){.pieces = calloc(most, sizeof *out->pieces),
                        .parts = calloc(most, sizeof *out->parts),
                        .ranks = (int)c->diagnostics.ranks,
@@ -50,11 +39,12 @@ status snapshots_plan(snapshots *out, const model *m, const config *c, const com
         return status_fail(STATUS_INTERNAL, "out of memory for the snapshot's table");
     for (int rank = 0; rank < out->ranks; rank++) {
         int first = out->count;
-        for (int i = 0; i < p->count; i++) {
-            const param *q = &p->list[i];
-            if (!goes_to(c, q, rank) || !diag_wants(c, q->name) || !sends(q, roles)) continue;
-            out->shares[rank].part_bytes += (size_t)(q->rows * q->cols) * sizeof *p->master;
-            add_piece(out, p, q);
+        for (int i = 0; i < boxes->count; i++) {
+            const owned_box *box = &boxes->boxes[i];
+            const param *q = &p->list[box->param];
+            if (!goes_to(c, q, rank) || !diag_wants(c, q->name)) continue;
+            out->shares[rank].part_bytes += (size_t)(box->n_rows * box->n_cols) * sizeof *p->master;
+            add_piece(out, p, box);
         }
         size_t bytes = snapshot_message_bytes(out->pieces + first, out->count - first);
         out->pieces_of[rank] = out->count - first;
@@ -62,6 +52,15 @@ status snapshots_plan(snapshots *out, const model *m, const config *c, const com
         out->message_bytes += bytes;
     }
     return STATUS_OK;
+}
+
+status snapshots_plan(snapshots *out, const model *m, const config *c, const comm_roles *roles) {
+    owned boxes;
+    *out = (snapshots){0};
+    status s = owned_list(&boxes, &m->params, roles);
+    if (s == STATUS_OK) s = plan_pieces(out, &m->params, &boxes, c);
+    owned_free(&boxes);
+    return s;
 }
 
 /* What compute rank 0 says, on every compute rank. */

@@ -14,8 +14,7 @@ typedef struct snapshots {
     size_t message_bytes;  /* of all ranks' messages */
 } snapshots;
 
-/* Lists the pieces: sharded parameters go from every tensor-parallel rank, replicated ones of layer l from rank l mod
- * P; layer l comes from data-parallel rank l mod Q. */
+/* Lists the pieces: the boxes that this rank owns (trainer/owned.h) of the parameters that diagnostics want. */
 status snapshots_plan(snapshots *out, const model *m, const config *c, const comm_roles *roles);
 
 /* Compute ranks decide together (collective over roles->compute) whether the due snapshot is sent: compute rank 0 needs

@@ -1,0 +1,29 @@
+/* Which part of the model's state this compute rank alone keeps for the others: what it writes into a checkpoint and
+ * sends to the diagnostics ranks. */
+#pragma once
+
+#include "comm/roles.h"
+#include "trainer/params.h"
+
+/* A box of a global tensor that no other compute rank keeps: where its fp32 master and moments lie. Over all compute
+ * ranks the boxes cover every element of every parameter once; padding belongs to no box. */
+typedef struct owned_box {
+    int param;                        /* index in params.list */
+    int64_t row, col, n_rows, n_cols; /* global, unpadded; never empty */
+    int64_t at, stride;               /* floats from the start of master, moment1, moment2; between rows */
+} owned_box;
+
+typedef struct owned {
+    owned_box *boxes; /* [count], in the order of params.list */
+    int count;
+} owned;
+
+/* Lists the boxes of this rank: of a sharded parameter its own share, on one of the data-parallel ranks, which hold the
+ * same; of a replicated one the whole, on one of all. Layer l takes data-parallel rank l mod Q and tensor-parallel rank
+ * l mod P. INTERNAL when memory runs out; the caller frees with owned_free in any case. */
+status owned_list(owned *out, const params *p, const comm_roles *roles);
+
+/* The layer in the global name "layers.N.…", 0 for what is outside the layers. */
+int owned_layer_of(const char *name);
+
+void owned_free(owned *o);
