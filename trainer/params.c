@@ -58,7 +58,8 @@ void params_reserve(params *p, dtype activation, arena *a) {
     p->compute = activation == DTYPE_F32 ? p->master : arena_push(a, bytes / sizeof(float) * dtype_bytes(activation));
 }
 
-status params_fill(params *p, ops *o, params_source source, void *user) {
+/* base: master or one of the moments. */
+static status fill(const params *p, ops *o, float *base, params_source source, void *user) {
     int64_t largest = 0;
     for (int i = 0; i < p->count; i++) {
         int64_t size = p->list[i].rows * p->list[i].cols;
@@ -71,11 +72,20 @@ status params_fill(params *p, ops *o, params_source source, void *user) {
         const param *q = &p->list[i];
         memset(host, 0, (size_t)(q->rows * q->cols) * sizeof *host);
         for (int64_t r = 0; r < q->n_rows && s == STATUS_OK; r++) s = source(user, q, r, host + r * q->cols);
-        o->upload(o, p->master + q->offset, host, (size_t)(q->rows * q->cols) * sizeof *host);
-        if (params_copy(p, i)) o->cast(o, params_copy(p, i), p->master + q->offset, q->rows * q->cols);
+        o->upload(o, base + q->offset, host, (size_t)(q->rows * q->cols) * sizeof *host);
+        if (base == p->master && params_copy(p, i))
+            o->cast(o, params_copy(p, i), base + q->offset, q->rows * q->cols);
     }
     free(host);
     return s == STATUS_OK ? ops_status(o) : s;
+}
+
+status params_fill(params *p, ops *o, params_source source, void *user) {
+    return fill(p, o, p->master, source, user);
+}
+
+status params_fill_moment(params *p, ops *o, int moment, params_source source, void *user) {
+    return fill(p, o, moment == 1 ? p->moment1 : p->moment2, source, user);
 }
 
 /* Row r of the box from the seed's random numbers. */

@@ -52,6 +52,9 @@ typedef status (*params_source)(void *user, const param *q, int64_t r, float *ro
  * failure, or CONFIG when memory runs out. */
 status params_fill(params *p, ops *o, params_source source, void *user);
 
+/* The same for AdamW's moment 1 or 2, which no compute copy follows. */
+status params_fill_moment(params *p, ops *o, int moment, params_source source, void *user);
+
 /* Initial weights on the device: a pure function of (seed, name, global index). CONFIG when memory runs out. */
 status params_init(params *p, ops *o, uint64_t seed);
 
