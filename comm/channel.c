@@ -177,6 +177,11 @@ bool channel_stop_asked(channel_sender *s) {
     return s->wire && wire_out_stop_asked(s->wire);
 }
 
+int64_t channel_confirmed(channel_sender *s) {
+    if (s->wire) wire_out_listen(s->wire);
+    return queue_confirmed(s->out);
+}
+
 void *channel_snapshot_buffer(channel_sender *s) {
     if (!s->buffers) {
         status_fail(STATUS_INTERNAL, "snapshots travel from compute ranks over MPI only");
@@ -235,6 +240,13 @@ void channel_grant(channel_receiver *r) {
 
 void channel_ask_stop(channel_receiver *r) {
     if (r->wire) wire_in_ask_stop(r->wire);
+}
+
+void channel_confirm(channel_receiver *r, int64_t step) {
+    if (r->wire)
+        wire_in_confirm(r->wire, step);
+    else
+        queue_confirm(r->in, step);
 }
 
 void channel_receiver_close(channel_receiver *r) {

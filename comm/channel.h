@@ -64,6 +64,10 @@ bool channel_take_credit(channel_sender *s);
 /* Compute rank 0: true when the receiver has asked for the end of the run (channel_ask_stop). */
 bool channel_stop_asked(channel_sender *s);
 
+/* The last step of which the receiver has said that all up to it is recorded (channel_confirm); -1: none. Any thread.
+ */
+int64_t channel_confirmed(channel_sender *s);
+
 /* A free snapshot buffer; waits for the older snapshot to leave when both are in flight. NULL when the thread has
  * failed. */
 void *channel_snapshot_buffer(channel_sender *s);
@@ -95,6 +99,9 @@ void channel_grant(channel_receiver *r);
 
 /* Asks compute rank 0 for the end of the run; it decides. Nothing where the channel does not go over MPI. */
 void channel_ask_stop(channel_receiver *r);
+
+/* Tells compute rank 0 that all that it sent up to that step is recorded. */
+void channel_confirm(channel_receiver *r, int64_t step);
 
 /* Takes, and drops, what still comes until every sender has said CHANNEL_END; frees. */
 void channel_receiver_close(channel_receiver *r);

@@ -15,6 +15,7 @@ struct queue {
     int owners;
     node *first, **last;
     bool ended;
+    int64_t confirmed;
     status failure;
     char reason[512];
 };
@@ -25,6 +26,7 @@ queue *queue_open(int owners) {
     pthread_mutex_init(&q->lock, NULL);
     pthread_cond_init(&q->changed, NULL);
     q->owners = owners;
+    q->confirmed = -1;
     q->last = &q->first;
     return q;
 }
@@ -100,6 +102,19 @@ void queue_fail(queue *q, status code, const char *reason) {
     }
     pthread_cond_broadcast(&q->changed);
     pthread_mutex_unlock(&q->lock);
+}
+
+void queue_confirm(queue *q, int64_t step) {
+    pthread_mutex_lock(&q->lock);
+    q->confirmed = step;
+    pthread_mutex_unlock(&q->lock);
+}
+
+int64_t queue_confirmed(queue *q) {
+    pthread_mutex_lock(&q->lock);
+    int64_t step = q->confirmed;
+    pthread_mutex_unlock(&q->lock);
+    return step;
 }
 
 status queue_status(queue *q) {

@@ -19,5 +19,9 @@ status queue_pop(queue *q, channel_message *message);
 void queue_end(queue *q);
 void queue_fail(queue *q, status code, const char *reason);
 
+/* The reader's word to the writer: all up to that step is recorded. The last one, -1: none. */
+void queue_confirm(queue *q, int64_t step);
+int64_t queue_confirmed(queue *q);
+
 /* The queue's failure, with its reason as this thread's message; OK while there is none. */
 status queue_status(queue *q);

@@ -13,21 +13,31 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
-enum tag { TAG_HEADER = 1, TAG_CHUNK, TAG_CREDIT };
+enum tag { TAG_HEADER = 1, TAG_CHUNK, TAG_ANSWER };
 
 enum {
     CHUNK_BYTES = 4 << 20,
     SEND_SLEEP_US = 200,     /* between two tests, at most */
     RECEIVE_SLEEP_US = 1000, /* between two probes of an idle channel, at most */
-    LAST_CREDIT = -1,
-    STOP_CREDIT = -2, /* asks for the end of the run */
-    LOW_PRIORITY = 10, /* nice value where cores are too few */
+    LOW_PRIORITY = 10,       /* nice value where cores are too few */
 };
 
 typedef struct wire_header {
     int64_t kind, step;
     uint64_t bytes;
 } wire_header;
+
+/* What the receiver tells compute rank 0. */
+typedef enum answer_kind {
+    ANSWER_CREDITS, /* value: how many */
+    ANSWER_CONFIRM, /* value: the step up to which all is recorded */
+    ANSWER_STOP,    /* asks for the end of the run */
+    ANSWER_LAST,    /* there will be no more */
+} answer_kind;
+
+typedef struct answer {
+    int64_t kind, value;
+} answer;
 
 /* When a thread gives up waiting. */
 typedef struct limits {
@@ -42,9 +52,10 @@ struct wire_out {
     int destinations;
     int *destination; /* [destinations]: all get the end; the first gets the records, and grants the credits */
     const channel_share *shares; /* [destinations] of a snapshot; NULL: it is the first one's */
-    bool takes_credits, low_priority;
-    int credits; /* these three belong to the caller's thread */
-    bool last_credit, stop_asked;
+    bool takes_answers, low_priority;
+    pthread_mutex_t lock; /* guards the next three */
+    int64_t credits;
+    bool last_answer, stop_asked;
     queue *from, *buffers;
     pthread_t thread;
 };
@@ -68,8 +79,9 @@ struct wire_in {
     char *scratch;   /* [CHUNK_BYTES]: for headers and unwanted bytes */
     bool unfinished; /* a receive was given up: MPI may still write into streams or scratch */
     queue *to;
-    int grants; /* asked for by the caller, not yet sent; atomic */
-    bool stop;  /* likewise */
+    int grants;      /* asked for by the caller, not yet sent; atomic */
+    bool stop;       /* likewise */
+    int64_t confirm; /* likewise; -1: none */
     pthread_t thread;
 };
 
@@ -216,10 +228,11 @@ status wire_out_open(wire_out **out, const comm_roles *roles, ops *o, queue *fro
                     .limits = {.patience_s = roles->patience_s},
                     .destinations = (int)destinations,
                     .destination = destination,
-                    .takes_credits = roles->compute_rank == 0,
+                    .takes_answers = roles->compute_rank == 0,
                     .low_priority = roles->oversubscribed,
                     .from = from,
                     .buffers = buffers};
+    pthread_mutex_init(&w->lock, NULL);
     result = comm_start_thread(&w->thread, run_out, w);
     if (result == STATUS_OK) {
         *out = w;
@@ -235,53 +248,79 @@ void wire_out_split(wire_out *w, const channel_share *shares) {
     w->shares = shares;
 }
 
-/* Takes in what the receiver has granted so far. */
-static status receive_credits(wire_out *w) {
-    for (;;) {
-        int found = 0, credit = 0;
-        MPI_Message message;
-        TRY(comm_check(MPI_Improbe(w->destination[0], TAG_CREDIT, w->comm, &found, &message, MPI_STATUS_IGNORE),
-                       "looking for credits"));
-        if (!found) return STATUS_OK;
-        TRY(comm_check(MPI_Mrecv(&credit, 1, MPI_INT, &message, MPI_STATUS_IGNORE), "receiving a credit"));
-        if (credit == LAST_CREDIT) {
-            w->last_credit = true;
-        } else if (credit == STOP_CREDIT) {
-            w->stop_asked = true;
-        } else {
-            w->credits += credit;
-        }
+static void take_answer(wire_out *w, const answer *a) {
+    switch (a->kind) {
+    case ANSWER_CREDITS:
+        w->credits += a->value;
+        break;
+    case ANSWER_CONFIRM:
+        queue_confirm(w->from, a->value);
+        break;
+    case ANSWER_STOP:
+        w->stop_asked = true;
+        break;
+    case ANSWER_LAST:
+        w->last_answer = true;
+        break;
     }
 }
 
-bool wire_out_take_credit(wire_out *w) {
-    if (!w->takes_credits) return false;
-    status result = receive_credits(w);
+/* Takes in what the receiver has said so far. Call with the lock held. */
+static status receive_answers(wire_out *w) {
+    for (;;) {
+        int found = 0;
+        answer a;
+        MPI_Message message;
+        TRY(comm_check(MPI_Improbe(w->destination[0], TAG_ANSWER, w->comm, &found, &message, MPI_STATUS_IGNORE),
+                       "looking for answers"));
+        if (!found) return STATUS_OK;
+        TRY(comm_check(MPI_Mrecv(&a, sizeof a, MPI_BYTE, &message, MPI_STATUS_IGNORE), "receiving an answer"));
+        take_answer(w, &a);
+    }
+}
+
+/* With the lock held when it returns true. */
+static bool lock_and_listen(wire_out *w) {
+    if (!w->takes_answers) return false;
+    pthread_mutex_lock(&w->lock);
+    status result = receive_answers(w);
     if (result != STATUS_OK) queue_fail(w->from, result, status_message());
-    if (w->credits == 0) return false;
-    w->credits--;
     return true;
 }
 
+bool wire_out_take_credit(wire_out *w) {
+    if (!lock_and_listen(w)) return false;
+    bool any = w->credits > 0;
+    if (any) w->credits--;
+    pthread_mutex_unlock(&w->lock);
+    return any;
+}
+
 bool wire_out_stop_asked(wire_out *w) {
-    if (!w->takes_credits) return false;
-    status result = receive_credits(w);
-    if (result != STATUS_OK) queue_fail(w->from, result, status_message());
-    return w->stop_asked;
+    if (!lock_and_listen(w)) return false;
+    bool asked = w->stop_asked;
+    pthread_mutex_unlock(&w->lock);
+    return asked;
+}
+
+void wire_out_listen(wire_out *w) {
+    if (lock_and_listen(w)) pthread_mutex_unlock(&w->lock);
 }
 
 static void free_out(wire_out *w) {
+    pthread_mutex_destroy(&w->lock);
     free(w->destination);
     free(w);
 }
 
-/* MPI must not end with messages that nobody took: the receiver's thread marks its last credit. */
-static status receive_last_credit(wire_out *w) {
+/* MPI must not end with messages that nobody took: the receiver's thread marks its last answer. */
+static status receive_last_answer(wire_out *w) {
     backoff pause = {0};
     double since = clock_now_s();
     for (;;) {
-        TRY(receive_credits(w));
-        if (w->last_credit) return STATUS_OK;
+        if (lock_and_listen(w)) pthread_mutex_unlock(&w->lock);
+        TRY(queue_status(w->from));
+        if (w->last_answer) return STATUS_OK;
         TRY(check_limits(&w->limits, since));
         backoff_sleep(&pause, RECEIVE_SLEEP_US);
     }
@@ -290,7 +329,7 @@ static status receive_last_credit(wire_out *w) {
 void wire_out_close(wire_out *w) {
     pthread_join(w->thread, NULL);
     status result = queue_status(w->from);
-    if (result == STATUS_OK && w->takes_credits) result = receive_last_credit(w);
+    if (result == STATUS_OK && w->takes_answers) result = receive_last_answer(w);
     if (result != STATUS_OK) queue_fail(w->from, result, status_message());
     free_out(w);
 }
@@ -311,11 +350,22 @@ static void protocol_error(wire_in *w, int sender, const char *what) {
     fail_in(w, status_fail(STATUS_INTERNAL, "the channel from sender %d is out of step: %s", sender, what));
 }
 
-static status send_credit(wire_in *w, int credit) {
+static status send_answer(wire_in *w, answer_kind kind, int64_t value) {
+    const answer a = {kind, value};
     if (w->creditor < 0) return STATUS_OK;
     MPI_Request request;
-    TRY(comm_check(MPI_Isend(&credit, 1, MPI_INT, w->creditor, TAG_CREDIT, w->comm, &request), "granting a credit"));
+    TRY(comm_check(MPI_Isend(&a, sizeof a, MPI_BYTE, w->creditor, TAG_ANSWER, w->comm, &request),
+                   "answering compute rank 0"));
     return wait_for(&request, &w->limits);
+}
+
+/* What the caller has asked for since the last time. */
+static status send_answers(wire_in *w) {
+    int grants = __atomic_exchange_n(&w->grants, 0, __ATOMIC_ACQ_REL);
+    int64_t confirm = __atomic_exchange_n(&w->confirm, -1, __ATOMIC_ACQ_REL);
+    if (grants > 0) TRY(send_answer(w, ANSWER_CREDITS, grants));
+    if (confirm >= 0) TRY(send_answer(w, ANSWER_CONFIRM, confirm));
+    return __atomic_exchange_n(&w->stop, false, __ATOMIC_ACQ_REL) ? send_answer(w, ANSWER_STOP, 0) : STATUS_OK;
 }
 
 static void deliver(wire_in *w, int sender) {
@@ -339,7 +389,7 @@ static status take_header(wire_in *w, int sender, const wire_header *header) {
     if (header->kind == CHANNEL_END) {
         w->ended++;
         if (sender != 0) return STATUS_OK;
-        status result = send_credit(w, LAST_CREDIT);
+        status result = send_answer(w, ANSWER_LAST, 0);
         w->creditor = -1;
         return result;
     }
@@ -396,10 +446,7 @@ static void *run_in(void *user) {
     status result = STATUS_OK;
     while (w->ended < w->senders && result == STATUS_OK && !abandoned(&w->limits)) {
         bool found = false;
-        int grants = __atomic_exchange_n(&w->grants, 0, __ATOMIC_ACQ_REL);
-        if (grants > 0) result = send_credit(w, grants);
-        if (result == STATUS_OK && __atomic_exchange_n(&w->stop, false, __ATOMIC_ACQ_REL))
-            result = send_credit(w, STOP_CREDIT);
+        result = send_answers(w);
         if (result == STATUS_OK) result = poll_in(w, &found);
         if (found) {
             backoff_reset(&pause);
@@ -433,6 +480,7 @@ status wire_in_open(wire_in **out, const comm_roles *roles, queue *to) {
     w->creditor = first ? roles->compute_world_ranks[0] : -1;
     w->low_priority = roles->oversubscribed;
     w->to = to;
+    w->confirm = -1;
     w->rank_of = calloc((size_t)roles->world_size, sizeof *w->rank_of);
     w->streams = calloc((size_t)w->senders, sizeof *w->streams);
     w->scratch = malloc(CHUNK_BYTES);
@@ -458,6 +506,10 @@ void wire_in_grant(wire_in *w) {
 
 void wire_in_ask_stop(wire_in *w) {
     __atomic_store_n(&w->stop, true, __ATOMIC_RELEASE);
+}
+
+void wire_in_confirm(wire_in *w, int64_t step) {
+    __atomic_store_n(&w->confirm, step, __ATOMIC_RELEASE);
 }
 
 void wire_in_close(wire_in *w) {

@@ -21,6 +21,9 @@ bool wire_out_take_credit(wire_out *w);
 /* Compute rank 0's caller: as channel_stop_asked. */
 bool wire_out_stop_asked(wire_out *w);
 
+/* Compute rank 0, any thread: takes in what the receiver has said, for queue_confirmed(from). */
+void wire_out_listen(wire_out *w);
+
 /* Call after queue_end(from): waits until the receivers have taken everything. */
 void wire_out_close(wire_out *w);
 
@@ -33,6 +36,7 @@ status wire_in_open(wire_in **out, const comm_roles *roles, queue *to);
 
 void wire_in_grant(wire_in *w);
 void wire_in_ask_stop(wire_in *w);
+void wire_in_confirm(wire_in *w, int64_t step);
 
 /* Waits until every sender has said its end. */
 void wire_in_close(wire_in *w);

@@ -58,6 +58,8 @@ struct diag {
     int64_t tokens_per_step, esd_every;
     under_way snapshots[MOST_UNDER_WAY];
     double next_flush_ms;
+    int64_t checkpoint; /* a step that waits to be confirmed; -1: none */
+    int64_t confirmed;  /* the last one of which all is committed; -1: none */
 };
 
 static double now_ms(void) {
@@ -130,10 +132,11 @@ static void set_up(diag *d, const config *c, int rank) {
     d->ranks = (int)c->diagnostics.ranks;
     d->tokens_per_step = c->train.global_batch * c->model.context;
     d->esd_every = c->diagnostics.esd_every;
+    d->checkpoint = d->confirmed = -1;
 }
 
 status diag_open(diag **out, const config *c, const char *run_dir, const char *device, int tp, int dp,
-                 const char *hosts) {
+                 const char *hosts, int64_t resume_step) {
     char path[4096];
     diag *d = calloc(1, sizeof(*d));
     *out = NULL;
@@ -185,13 +188,26 @@ status diag_open_further(diag **out, const config *c, int rank, channel_sender *
 
 /* ---------------------------------------------------------------- records */
 
-/* Writes what waits, unless it may wait longer: where a commit costs a disk flush, and where the database has just
- * refused. */
+/* Nothing waits for the database: neither may a snapshot of the checkpoint's time be under way. */
+static void confirm_checkpoint(diag *d) {
+    if (d->checkpoint < 0) return;
+    for (int i = 0; i < MOST_UNDER_WAY; i++)
+        if (d->snapshots[i].used && d->snapshots[i].step <= d->checkpoint) return;
+    store_make_durable(d->store);
+    d->confirmed = d->checkpoint;
+    d->checkpoint = -1;
+}
+
+/* Writes what waits, unless it may wait longer: where a commit costs a disk flush and no checkpoint waits for it, and
+ * where the database has just refused. */
 static void flush(diag *d) {
     double t = now_ms();
-    if (!d->store || t < d->next_flush_ms) return;
+    if (!d->store || (t < d->next_flush_ms && d->checkpoint < 0)) return;
     d->next_flush_ms = store_is_cheap(d->store) ? 0 : t + FLUSH_EVERY_MS;
-    if (store_flush(d->store) == STATUS_OK) return;
+    if (store_flush(d->store) == STATUS_OK) {
+        confirm_checkpoint(d);
+        return;
+    }
     d->next_flush_ms = now_ms() + RETRY_EVERY_MS;
     status_clear();
 }
@@ -225,6 +241,8 @@ static size_t record_bytes(int kind) {
         return sizeof(diag_event);
     case DIAG_FINISH:
         return sizeof(diag_finish);
+    case DIAG_CHECKPOINT:
+        return sizeof(diag_checkpoint);
     default:
         return 0;
     }
@@ -303,6 +321,10 @@ static void take_record(diag *d, const channel_message *m) {
         end_text(r.event.message, sizeof(r.event.message));
         if (strcmp(r.event.kind, "drop") == 0) add_empty(d, r.event.step, "dropped", NAN);
         break;
+    case DIAG_CHECKPOINT:
+        memcpy(&d->checkpoint, m->data, sizeof(d->checkpoint));
+        flush(d);
+        return;
     case DIAG_FINISH:
         r.kind = STORE_FINISH;
         memcpy(&r.finish, m->data, bytes);
@@ -531,6 +553,10 @@ bool diag_asks_stop(const diag *d) {
     return d->asks_stop;
 }
 
+int64_t diag_confirmed(const diag *d) {
+    return d->confirmed;
+}
+
 int diag_give_up(diag *d, int senders) {
     int credits = 0;
     for (int i = 0; i < MOST_UNDER_WAY; i++)
@@ -545,6 +571,7 @@ int diag_give_up(diag *d, int senders) {
 
 status diag_serve(diag *d, channel_receiver *channel, int senders) {
     bool told = false;
+    int64_t confirmed = d->confirmed;
     for (int i = 0; i < CHANNEL_SNAPSHOT_BUFFERS; i++) channel_grant(channel);
     for (;;) {
         channel_message m = {0};
@@ -557,6 +584,8 @@ status diag_serve(diag *d, channel_receiver *channel, int senders) {
             told = true;
         }
         for (int i = 0; i < credits; i++) channel_grant(channel);
+        if (d->confirmed != confirmed) channel_confirm(channel, d->confirmed);
+        confirmed = d->confirmed;
     }
     diag_give_up(d, senders);
     finish_nulls(d);

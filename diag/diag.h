@@ -10,11 +10,13 @@
 
 typedef struct diag diag;
 
-/* The first diagnostics rank's. Creates (or opens) DIR/run.db and the run's rows in it. IO when it cannot be written or
- * is in use by another process.
+/* The first diagnostics rank's. resume_step -1: a new run; creates (or opens) DIR/run.db and the run's rows in it.
+ * Otherwise the run goes on behind that step: rows of later ones are deleted, events are kept, what spans snapshots is
+ * as it was, and a new session begins; without a run.db a new one, with an event that says so. IO when it cannot be
+ * written or is in use by another process.
  */
 status diag_open(diag **out, const config *c, const char *run_dir, const char *device, int tp, int dp,
-                 const char *hosts);
+                 const char *hosts, int64_t resume_step);
 
 /* A further rank's (1 .. diagnostics.ranks - 1): it computes the layers of its own and sends their spectra through
  * `first`, a channel_relay_open() that the caller closes behind diag_serve(). */
@@ -46,7 +48,7 @@ int diag_rank_of_layer(const config *c, int64_t layer);
 
 /* ---- what the trainer sends: message kind, and the struct that is the message's data ---- */
 
-typedef enum diag_record_kind { DIAG_STEP, DIAG_EVAL, DIAG_EVENT, DIAG_FINISH } diag_record_kind;
+typedef enum diag_record_kind { DIAG_STEP, DIAG_EVAL, DIAG_EVENT, DIAG_FINISH, DIAG_CHECKPOINT } diag_record_kind;
 
 typedef struct diag_step { /* one row of train_metrics; a value that is not finite becomes NULL */
     int64_t step, tokens;
@@ -63,6 +65,10 @@ typedef struct diag_event { /* one row of events; kinds: drop, checkpoint, data,
     int64_t step;
     char level[8], kind[24], message[512];
 } diag_event;
+
+typedef struct diag_checkpoint { /* no row: when all up to that step is committed, channel_confirm() says so */
+    int64_t step;
+} diag_checkpoint;
 
 typedef struct diag_finish { /* the last record: how the run ended */
     int64_t last_step;

@@ -12,5 +12,8 @@ int diag_take(diag *d, const channel_message *message, int senders);
 /* True from the snapshot on at which an alert asked for the end of the run. */
 bool diag_asks_stop(const diag *d);
 
+/* The last checkpoint's step up to which all is committed; -1: none. */
+int64_t diag_confirmed(const diag *d);
+
 /* What is still incomplete will never be complete. Returns the credits, as above. */
 int diag_give_up(diag *d, int senders);

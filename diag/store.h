@@ -65,6 +65,9 @@ __attribute__((format(printf, 5, 6))) void store_event(store *s, int64_t step, c
 /* Writes what waits. IO when it could not: the records stay. */
 status store_flush(store *s);
 
+/* What is committed stays through a loss of power, too. */
+void store_make_durable(store *s);
+
 /* True when a commit costs no disk flush, so that each record may be written at once. */
 bool store_is_cheap(const store *s);
 

@@ -202,6 +202,10 @@ status store_flush_last(store *s) {
     return result;
 }
 
+void store_make_durable(store *s) {
+    if (s->wal) sqlite3_wal_checkpoint_v2(s->db, NULL, SQLITE_CHECKPOINT_PASSIVE, NULL, NULL);
+}
+
 bool store_is_cheap(const store *s) {
     return s->wal;
 }

@@ -51,7 +51,7 @@ typedef struct trainer {
     int32_t *input, *target; /* one micro-batch */
     channel_sender *sender;
     snapshots snapshots;
-    bool watches; /* snapshots are sent */
+    bool watches;           /* snapshots are sent */
     bool may_stop, stopped; /* an alert may end the run; did */
     comm_watchdog *watchdog;
     double started_s, loss, validation_loss, tokens_per_s;
@@ -158,7 +158,8 @@ static status open_sender(trainer *t) {
         return STATUS_OK;
     }
     if (t->roles.compute_rank != 0) return STATUS_OK;
-    TRY(diag_open(&t->local_diag, &t->c, t->c.run.dir, t->derived.device, t->roles.tp, t->roles.dp, t->derived.host));
+    TRY(diag_open(&t->local_diag, &t->c, t->c.run.dir, t->derived.device, t->roles.tp, t->roles.dp, t->derived.host,
+                  -1));
     TRY(channel_local_open(&t->sender, &t->local_receiver));
     if (pthread_create(&t->local_thread, NULL, serve_local, t) != 0)
         return status_fail(STATUS_INTERNAL, "cannot start the database thread");
@@ -316,7 +317,8 @@ static void stop_if_asked(trainer *t, int64_t number) {
     t->last_step = number;
     if (t->validates && !(every && number % every == 0)) validate(t, number);
     post_event(t, number, "warn", "stop", "an alert asked for the end of the run");
-    if (t->roles.compute_rank == 0) log_warn("an alert asked for the end of the run: it ends after step %ld", (long)number);
+    if (t->roles.compute_rank == 0)
+        log_warn("an alert asked for the end of the run: it ends after step %ld", (long)number);
 }
 
 static status train_loop(trainer *t) {
@@ -347,7 +349,9 @@ static status train_loop(trainer *t) {
     }
     diag_finish finish = {.last_step = number, .exit_code = s};
     snprintf(finish.status, sizeof finish.status, "%s",
-             s != STATUS_OK ? "failed" : t->stopped ? "stopped" : "finished");
+             s != STATUS_OK ? "failed"
+             : t->stopped   ? "stopped"
+                            : "finished");
     post(t, DIAG_FINISH, number, &finish, sizeof finish);
     return s;
 }
@@ -468,7 +472,7 @@ static status open_watcher(watcher *w, trainer *t) {
         TRY(channel_relay_open(&w->relay, &t->roles));
         TRY(diag_open_further(&w->diag, &t->c, rank, w->relay));
     } else {
-        TRY(diag_open(&w->diag, &t->c, t->c.run.dir, t->derived.device, t->roles.tp, t->roles.dp, t->derived.host));
+        TRY(diag_open(&w->diag, &t->c, t->c.run.dir, t->derived.device, t->roles.tp, t->roles.dp, t->derived.host, -1));
     }
     return channel_receiver_open(&w->receiver, &t->roles);
 }

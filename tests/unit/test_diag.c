@@ -15,7 +15,7 @@ static config test_config(void) {
 
 static diag *open_diag(const config *c) {
     diag *d = NULL;
-    check_status(diag_open(&d, c, rundb_folder, "cpu", SENDERS, 1, "here"), STATUS_OK);
+    check_status(diag_open(&d, c, rundb_folder, "cpu", SENDERS, 1, "here", -1), STATUS_OK);
     return d;
 }
 
