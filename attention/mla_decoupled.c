@@ -100,7 +100,7 @@ static void forward(attn_env *env, int layer, const attn_weights *w, attn_saved 
     ops_linear(env->ops, saved->slot[C], x, w->weight[W_DKV], false);
     attn_latent_forward(env, saved->slot[C_NORMED], saved->vector[RSTD], saved->slot[C], w->weight[g_kv(d)]);
     ops_linear(env->ops, saved->slot[KV], saved->slot[C_NORMED], w->weight[W_UKV], false);
-    comm_broadcast_finish(env->tp);
+    comm_finish(env->tp);
 
     attn_core_args args = core_args(env, saved);
     env->core->forward(env->ops, &args, scratch);

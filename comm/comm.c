@@ -14,37 +14,47 @@ void comm_group_fail(comm_group *g, const char *operation, const char *reason) {
     char layer[32] = "";
     if (g->layer >= 0) snprintf(layer, sizeof layer, ", layer %d", g->layer);
     g->first_error = status_fail(STATUS_INTERNAL, "rank %d: %s in %s%s failed: %s (collective %llu of a group of %d)",
-                                 rank, operation, g->place, layer, reason, (unsigned long long)g->sequence, g->size);
+                                 rank, operation, g->place, layer, reason, (unsigned long long)g->number, g->size);
+}
+
+/* The watchdog reads these from its own thread. */
+void comm_group_name(comm_group *g, const comm_pending *at) {
+    __atomic_store_n(&g->operation, at->operation, __ATOMIC_RELAXED);
+    __atomic_store_n(&g->place, at->place, __ATOMIC_RELAXED);
+    __atomic_store_n(&g->layer, at->layer, __ATOMIC_RELAXED);
+    __atomic_store_n(&g->number, at->sequence, __ATOMIC_RELAXED);
+}
+
+comm_pending comm_group_begun(const comm_group *g) {
+    return (comm_pending){.operation = g->operation, .place = g->place, .layer = g->layer, .sequence = g->number};
 }
 
 /* Notes that a collective begins; false when it must not. */
 static bool begin(comm_group *g, const char *operation, int64_t count, const char *place, int layer) {
     if (g->first_error != STATUS_OK) return false;
-    /* The watchdog reads these from its own thread. */
-    __atomic_store_n(&g->operation, operation, __ATOMIC_RELAXED);
-    __atomic_store_n(&g->place, place, __ATOMIC_RELAXED);
-    __atomic_store_n(&g->layer, layer, __ATOMIC_RELAXED);
-    __atomic_add_fetch(&g->sequence, 1, __ATOMIC_RELAXED);
+    comm_group_name(g, &(comm_pending){
+                           .operation = operation, .place = place, .layer = layer, .sequence = ++g->sequence});
     if (count < 0) comm_group_fail(g, operation, "its element count is negative");
     return g->first_error == STATUS_OK;
 }
 
-/* Before and after a call that needs the other ranks. */
-static void mark_wait(comm_group *g) {
+/* The same for one that adds; false, too, where there is nothing to do. */
+static bool begin_sum(comm_group *g, const char *operation, int64_t count, dtype type, const char *place, int layer) {
+    if (!begin(g, operation, count, place, layer)) return false;
+    if (type == DTYPE_BF16 && !g->backend->bf16_sums)
+        comm_group_fail(g, operation, "only fp32 and fp64 are reduced, since sums in bf16 lose gradients");
+    return count > 0 && g->first_error == STATUS_OK;
+}
+
+void comm_group_wait(comm_group *g) {
     __atomic_add_fetch(&g->waits, 1, __ATOMIC_RELEASE);
 }
 
 void comm_all_reduce(comm_group *g, void *data, int64_t count, dtype type, comm_op op, const char *place, int layer) {
-    static const char operation[] = "all-reduce";
-    if (!begin(g, operation, count, place, layer)) return;
-    if (type == DTYPE_BF16 && !g->backend->bf16_sums) {
-        comm_group_fail(g, operation, "only fp32 and fp64 are reduced, since sums in bf16 lose gradients");
-        return;
-    }
-    if (count == 0) return;
-    mark_wait(g);
+    if (!begin_sum(g, "all-reduce", count, type, place, layer)) return;
+    comm_group_wait(g);
     g->backend->all_reduce(g, data, count, type, op);
-    mark_wait(g);
+    comm_group_wait(g);
 }
 
 void comm_broadcast_start(comm_group *g, void *data, int64_t count, dtype type, int root, const char *place,
@@ -53,17 +63,29 @@ void comm_broadcast_start(comm_group *g, void *data, int64_t count, dtype type, 
     if (!begin(g, operation, count, place, layer)) return;
     if (root < 0 || root >= g->size) {
         comm_group_fail(g, operation, "its root is not a rank of the group");
-    } else if (g->pending != MPI_REQUEST_NULL) {
-        comm_group_fail(g, operation, "the one before it is not finished");
     } else if (count > 0) {
         g->backend->broadcast_start(g, data, count, type, root);
     }
 }
 
-void comm_broadcast_finish(comm_group *g) {
-    mark_wait(g);
-    g->backend->broadcast_finish(g);
-    mark_wait(g);
+void comm_sum_start(comm_group *g, void *data, int64_t count, dtype type, const char *place, int layer) {
+    if (begin_sum(g, "all-reduce", count, type, place, layer)) g->backend->sum_start(g, data, count, type);
+}
+
+void comm_reduce_scatter_start(comm_group *g, void *data, int64_t piece, dtype type, const char *place, int layer) {
+    if (begin_sum(g, "reduce-scatter", piece, type, place, layer)) g->backend->reduce_scatter_start(g, data, piece, type);
+}
+
+void comm_all_gather_start(comm_group *g, void *data, int64_t piece, dtype type, const char *place, int layer) {
+    if (begin(g, "all-gather", piece, place, layer) && piece > 0) g->backend->all_gather_start(g, data, piece, type);
+}
+
+void comm_progress(comm_group *g) {
+    if (g->backend->progress && g->first_error == STATUS_OK) g->backend->progress(g);
+}
+
+void comm_finish(comm_group *g) {
+    if (g->first_error == STATUS_OK) g->backend->finish(g);
 }
 
 void comm_close(comm_group *g) {

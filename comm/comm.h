@@ -31,8 +31,13 @@ typedef struct comm_pending {
 typedef struct comm_backend {
     const char *name;
     void (*all_reduce)(comm_group *g, void *data, int64_t count, dtype type, comm_op op);
+    /* Those that are started; finish completes all of them. */
     void (*broadcast_start)(comm_group *g, void *data, int64_t count, dtype type, int root);
-    void (*broadcast_finish)(comm_group *g);
+    void (*sum_start)(comm_group *g, void *data, int64_t count, dtype type);
+    void (*reduce_scatter_start)(comm_group *g, void *data, int64_t piece, dtype type);
+    void (*all_gather_start)(comm_group *g, void *data, int64_t piece, dtype type);
+    void (*finish)(comm_group *g);
+    void (*progress)(comm_group *g); /* NULL where what is started moves by itself */
     void (*close)(comm_group *g);
     void (*know)(comm_group *g, void *data, size_t bytes); /* comm_register; NULL where it changes nothing */
     /* For the watchdog's thread; NULL where calls return only when they are done. The oldest collective that is not
@@ -46,13 +51,16 @@ struct comm_group {
     const comm_backend *backend;
     int rank, size;
     MPI_Comm mpi; /* MPI_COMM_NULL for self */
-    MPI_Request pending;
     status first_error;
     uint64_t sequence; /* collectives begun so far */
     uint64_t waits; /* odd while this rank is inside a collective that needs the others: what the watchdog looks at */
-    const char *operation, *place; /* the collective that began last, and its layer (-1: none): what it names */
+    /* The collective that began last or, while started ones are finished, the one that is waited for: its number, and
+     * its layer (-1: none). What messages name. */
+    const char *operation, *place;
     int layer;
+    uint64_t number;
     struct comm_counter *counter; /* of the counting backend (comm/count.h) */
+    struct comm_started *started; /* of the MPI backend */
     struct comm_nccl *nccl;       /* of the NCCL backend */
 };
 
@@ -84,6 +92,24 @@ static inline status comm_status(const comm_group *g) {
 /* In place over count elements. place and layer say where, for messages. */
 void comm_all_reduce(comm_group *g, void *data, int64_t count, dtype type, comm_op op, const char *place, int layer);
 
-/* From root to all; data may be touched again after the finish. One broadcast at a time. */
+/* Collectives that are started work on while their rank goes on with what does not need them, several at a time. Every
+ * rank of the group starts them in the same order. Their data may not be touched, and is not complete, before
+ * comm_finish; blocking collectives of the group may come in between. */
+
+/* From root to all. */
 void comm_broadcast_start(comm_group *g, void *data, int64_t count, dtype type, int root, const char *place, int layer);
-void comm_broadcast_finish(comm_group *g);
+
+/* The sum, on all ranks, in place over count elements. */
+void comm_sum_start(comm_group *g, void *data, int64_t count, dtype type, const char *place, int layer);
+
+/* data [size, piece] in place: rank r ends with the sum in piece r; what it has in the others is undefined. */
+void comm_reduce_scatter_start(comm_group *g, void *data, int64_t piece, dtype type, const char *place, int layer);
+
+/* data [size, piece] in place: piece r comes from rank r. */
+void comm_all_gather_start(comm_group *g, void *data, int64_t piece, dtype type, const char *place, int layer);
+
+/* Lets what is started move, where a library moves only inside its own calls: from time to time during other work. */
+void comm_progress(comm_group *g);
+
+/* Completes all that is started. */
+void comm_finish(comm_group *g);

@@ -9,6 +9,7 @@
 #include <math.h>
 #include <pthread.h>
 #include <stdbool.h>
+#include <stdlib.h>
 
 static const char *error_text(int code, char text[MPI_MAX_ERROR_STRING]) {
     int length = 0;
@@ -58,39 +59,140 @@ static void make_maximum(void) {
     if (MPI_Op_create(maximum, 1, &maximum_op) != MPI_SUCCESS) maximum_op = MPI_OP_NULL;
 }
 
+static MPI_Datatype element(dtype type) {
+    return type == DTYPE_F64 ? MPI_DOUBLE : type == DTYPE_F32 ? MPI_FLOAT : MPI_UINT16_T;
+}
+
+/* What fits one call of MPI. */
+static int chunk_of(int64_t count) {
+    return count > INT_MAX ? INT_MAX : (int)count;
+}
+
 static void all_reduce(comm_group *g, void *data, int64_t count, dtype type, comm_op op) {
-    MPI_Datatype element = type == DTYPE_F64 ? MPI_DOUBLE : MPI_FLOAT;
     MPI_Op how = op == COMM_MAX ? maximum_op : MPI_SUM;
     char *at = data;
     while (count > 0) {
-        int chunk = count > INT_MAX ? INT_MAX : (int)count;
-        if (!check(g, "all-reduce", MPI_Allreduce(MPI_IN_PLACE, at, chunk, element, how, g->mpi))) return;
+        int chunk = chunk_of(count);
+        if (!check(g, "all-reduce", MPI_Allreduce(MPI_IN_PLACE, at, chunk, element(type), how, g->mpi))) return;
         at += (size_t)chunk * dtype_bytes(type);
         count -= chunk;
     }
 }
 
-/* What does not fit one request is sent before it, waiting. */
-static void broadcast_start(comm_group *g, void *data, int64_t count, dtype type, int root) {
-    MPI_Datatype element = type == DTYPE_F64 ? MPI_DOUBLE : type == DTYPE_F32 ? MPI_FLOAT : MPI_UINT16_T;
-    char *at = data;
-    for (; count > INT_MAX; count -= INT_MAX, at += (size_t)INT_MAX * dtype_bytes(type))
-        if (!check(g, "broadcast", MPI_Bcast(at, INT_MAX, element, root, g->mpi))) return;
-    check(g, "broadcast", MPI_Ibcast(at, (int)count, element, root, g->mpi, &g->pending));
+/* ---------------------------------------------------------------- what is started */
+
+/* A part of a collective that is under way. */
+typedef struct part {
+    MPI_Request request;
+    comm_pending of;
+} part;
+
+typedef struct comm_started { /* in the order of their starts */
+    int count, capacity, done; /* the first `done` are known to be complete */
+    part *parts;
+} comm_started;
+
+/* Room for the request of one more part of the collective that began last; NULL, with the error kept, where there is
+ * none. */
+static MPI_Request *new_part(comm_group *g) {
+    comm_started *s = g->started;
+    if (s->count == s->capacity) {
+        int capacity = s->capacity ? 2 * s->capacity : 64;
+        part *more = realloc(s->parts, (size_t)capacity * sizeof *more);
+        if (!more) {
+            comm_group_fail(g, g->operation, "out of memory");
+            return NULL;
+        }
+        s->parts = more;
+        s->capacity = capacity;
+    }
+    s->parts[s->count] = (part){.request = MPI_REQUEST_NULL, .of = comm_group_begun(g)};
+    return &s->parts[s->count++].request;
 }
 
-static void broadcast_finish(comm_group *g) {
-    if (g->pending != MPI_REQUEST_NULL) check(g, "broadcast", MPI_Wait(&g->pending, MPI_STATUS_IGNORE));
+typedef enum start_kind { START_BROADCAST, START_SUM, START_REDUCE } start_kind;
+
+static int start(comm_group *g, start_kind kind, void *data, int count, MPI_Datatype type, int root,
+                 MPI_Request *request) {
+    if (kind == START_BROADCAST) return MPI_Ibcast(data, count, type, root, g->mpi, request);
+    if (kind == START_SUM) return MPI_Iallreduce(MPI_IN_PLACE, data, count, type, MPI_SUM, g->mpi, request);
+    if (g->rank != root) return MPI_Ireduce(data, NULL, count, type, MPI_SUM, root, g->mpi, request);
+    return MPI_Ireduce(MPI_IN_PLACE, data, count, type, MPI_SUM, root, g->mpi, request);
+}
+
+/* In place, in as many parts as MPI's counts need. root: of a broadcast, or the one that gets a reduction's sum. */
+static void start_parts(comm_group *g, start_kind kind, void *data, int64_t count, dtype type, int root) {
+    char *at = data;
+    while (count > 0) {
+        int chunk = chunk_of(count);
+        MPI_Request *request = new_part(g);
+        if (!request || !check(g, g->operation, start(g, kind, at, chunk, element(type), root, request))) return;
+        at += (size_t)chunk * dtype_bytes(type);
+        count -= chunk;
+    }
+}
+
+static void broadcast_start(comm_group *g, void *data, int64_t count, dtype type, int root) {
+    start_parts(g, START_BROADCAST, data, count, type, root);
+}
+
+static void sum_start(comm_group *g, void *data, int64_t count, dtype type) {
+    start_parts(g, START_SUM, data, count, type, 0);
+}
+
+/* Piece r with rank r as the root, for all r. */
+static void start_pieces(comm_group *g, start_kind kind, void *data, int64_t piece, dtype type) {
+    size_t bytes = (size_t)piece * dtype_bytes(type);
+    for (int r = 0; r < g->size && g->first_error == STATUS_OK; r++)
+        start_parts(g, kind, (char *)data + (size_t)r * bytes, piece, type, r);
+}
+
+/* Not MPI's own reduce-scatter, which leaves the result at the start of the buffer. */
+static void reduce_scatter_start(comm_group *g, void *data, int64_t piece, dtype type) {
+    start_pieces(g, START_REDUCE, data, piece, type);
+}
+
+static void all_gather_start(comm_group *g, void *data, int64_t piece, dtype type) {
+    start_pieces(g, START_BROADCAST, data, piece, type);
+}
+
+static void progress(comm_group *g) {
+    comm_started *s = g->started;
+    int complete = 1;
+    while (complete && s->done < s->count) {
+        part *p = &s->parts[s->done];
+        if (!check(g, p->of.operation, MPI_Test(&p->request, &complete, MPI_STATUS_IGNORE))) return;
+        s->done += complete;
+    }
+}
+
+static void finish(comm_group *g) {
+    comm_started *s = g->started;
+    for (; s->done < s->count && g->first_error == STATUS_OK; s->done++) {
+        part *p = &s->parts[s->done];
+        comm_group_name(g, &p->of);
+        comm_group_wait(g);
+        check(g, p->of.operation, MPI_Wait(&p->request, MPI_STATUS_IGNORE));
+        comm_group_wait(g);
+    }
+    s->count = s->done = 0;
 }
 
 static void close_group(comm_group *g) {
     if (g->mpi != MPI_COMM_NULL) MPI_Comm_free(&g->mpi);
+    if (g->started) free(g->started->parts);
+    free(g->started);
+    g->started = NULL;
 }
 
 const comm_backend comm_backend_mpi = {.name = "mpi",
                                        .all_reduce = all_reduce,
                                        .broadcast_start = broadcast_start,
-                                       .broadcast_finish = broadcast_finish,
+                                       .sum_start = sum_start,
+                                       .reduce_scatter_start = reduce_scatter_start,
+                                       .all_gather_start = all_gather_start,
+                                       .finish = finish,
+                                       .progress = progress,
                                        .close = close_group};
 
 status comm_over_mpi(comm_group *out, MPI_Comm c) {
@@ -101,9 +203,11 @@ status comm_over_mpi(comm_group *out, MPI_Comm c) {
     if (size == 1) return STATUS_OK;
     pthread_once(&maximum_once, make_maximum);
     if (maximum_op == MPI_OP_NULL) return status_fail(STATUS_INTERNAL, "MPI could not define the maximum");
+    out->started = calloc(1, sizeof *out->started);
+    if (!out->started) return status_fail(STATUS_INTERNAL, "out of memory for a group of ranks");
+    out->backend = &comm_backend_mpi;
     TRY(comm_check(MPI_Comm_dup(c, &out->mpi), what));
     MPI_Comm_set_errhandler(out->mpi, MPI_ERRORS_RETURN);
-    out->backend = &comm_backend_mpi;
     out->size = size;
     return comm_check(MPI_Comm_rank(out->mpi, &out->rank), what);
 }

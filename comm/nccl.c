@@ -1,13 +1,15 @@
-/* The NCCL backend: groups of GPUs. All-reduces are queued on the compute stream, which needs their result next; a
- * broadcast runs on a stream of its own, between start and finish, beside what is queued meanwhile.
+/* The NCCL backend: groups of GPUs. A collective is queued on the compute stream, which needs its result next; one that
+ * is started runs on the group's side stream, behind what the compute stream had been told before, beside what is queued
+ * there until the finish. NCCL itself keeps those of one group in the order of their calls, on whichever stream; groups
+ * do not wait for each other.
  *
  * Communicators are nonblocking: every call may answer "in progress" and is polled with a limit, so that a peer that
  * never comes ends in a message and not in a hang. NCCL adds bf16 in a fixed order for a given group and size, so
  * repeats give the same bits.
  *
  * A collective hangs on the GPU, where its rank sees nothing until it waits for the stream. So behind each collective
- * the stream itself writes how many it has finished into pinned host memory, and a ring holds where those that are not
- * finished were queued: the watchdog reads both (comm/watchdog.h). */
+ * its stream itself writes how many it has finished into pinned host memory, and a ring holds where those that are not
+ * finished were queued: the watchdog reads both, of both streams (comm/watchdog.h). */
 #include "comm/backends.h"
 #include "comm/backoff.h"
 #include "comm/roles.h"
@@ -24,16 +26,21 @@
 
 enum { POLL_MOST_US = 200, RING = 4096 /* far more than a stream takes before its host waits */ };
 
+/* A stream and how far it has come. */
+typedef struct lane {
+    cudaStream_t stream;
+    uint32_t *finished;      /* pinned; the stream counts here */
+    uint32_t queued;         /* this thread writes it, the watchdog reads it */
+    comm_pending ring[RING]; /* [queued % RING] */
+} lane;
+
 typedef struct comm_nccl {
     ncclComm_t comm;
-    cudaStream_t compute, side; /* side is ours, for broadcasts */
+    lane compute, side; /* side's stream is ours, for what is started */
+    uint32_t *finished; /* [2], of both */
     cudaEvent_t ready, done;
     void *known; /* NCCL's handle of the registered memory */
     PFN_cuStreamWriteValue32_v11070 write_value;
-    uint32_t *finished;      /* pinned; the compute stream counts here */
-    uint32_t queued;         /* this thread writes it, the watchdog reads it */
-    comm_pending broadcast;  /* the one under way */
-    comm_pending ring[RING]; /* [queued % RING] */
 } comm_nccl;
 
 /* Waits until the communicator is no longer in progress; ncclInProgress where it still is when patience ends. */
@@ -77,31 +84,32 @@ static ncclDataType_t element(dtype type) {
 
 /* ---------------------------------------------------------------- what the watchdog sees */
 
-/* The collective that began last, for the ring. */
-static comm_pending now_begun(const comm_group *g) {
-    return (comm_pending){.operation = g->operation,
-                          .place = g->place,
-                          .layer = g->layer,
-                          .sequence = g->sequence,
-                          .queued_s = clock_now_s()};
+/* After the collective that began last has been queued on the lane. */
+static void mark(comm_group *g, lane *l) {
+    uint32_t number = l->queued + 1;
+    l->ring[l->queued % RING] = comm_group_begun(g);
+    l->ring[l->queued % RING].queued_s = clock_now_s();
+    __atomic_store_n(&l->queued, number, __ATOMIC_RELEASE);
+    CUresult code = g->nccl->write_value(l->stream, (CUdeviceptr)(uintptr_t)l->finished, number, 0);
+    if (code != CUDA_SUCCESS) comm_group_fail(g, g->operation, "the stream cannot write its progress");
 }
 
-/* After the collective has been queued on the compute stream, or the compute stream waits for it. */
-static void mark(comm_group *g, comm_pending which) {
-    comm_nccl *n = g->nccl;
-    uint32_t number = n->queued + 1;
-    n->ring[n->queued % RING] = which;
-    __atomic_store_n(&n->queued, number, __ATOMIC_RELEASE);
-    CUresult code = n->write_value(n->compute, (CUdeviceptr)(uintptr_t)n->finished, number, 0);
-    if (code != CUDA_SUCCESS) comm_group_fail(g, which.operation, "the stream cannot write its progress");
+/* True, with the oldest, when the lane has one; adds to `finished` how many it has finished. */
+static bool lane_unfinished(const lane *l, comm_pending *oldest, uint64_t *finished) {
+    uint32_t done = __atomic_load_n(l->finished, __ATOMIC_ACQUIRE);
+    uint32_t queued = __atomic_load_n(&l->queued, __ATOMIC_ACQUIRE);
+    *finished += done;
+    if (queued != done) *oldest = l->ring[done % RING];
+    return queued != done;
 }
 
 static bool unfinished(const comm_group *g, comm_pending *oldest) {
-    const comm_nccl *n = g->nccl;
-    uint32_t finished = __atomic_load_n(n->finished, __ATOMIC_ACQUIRE);
-    uint32_t queued = __atomic_load_n(&n->queued, __ATOMIC_ACQUIRE);
-    if (queued == finished) return false;
-    *oldest = n->ring[finished % RING];
+    comm_pending of_compute, of_side;
+    uint64_t finished = 0;
+    bool compute = lane_unfinished(&g->nccl->compute, &of_compute, &finished);
+    bool side = lane_unfinished(&g->nccl->side, &of_side, &finished);
+    if (!compute && !side) return false;
+    *oldest = !side || (compute && of_compute.queued_s < of_side.queued_s) ? of_compute : of_side;
     oldest->finished = finished;
     return true;
 }
@@ -117,24 +125,58 @@ static const char *fault(const comm_group *g) {
 
 static void all_reduce(comm_group *g, void *data, int64_t count, dtype type, comm_op op) {
     comm_nccl *n = g->nccl;
-    if (nccl_ok(g, "all-reduce",
+    if (nccl_ok(g, g->operation,
                 ncclAllReduce(data, data, (size_t)count, element(type), op == COMM_MAX ? ncclMax : ncclSum, n->comm,
-                              n->compute)))
-        mark(g, now_begun(g));
+                              n->compute.stream)))
+        mark(g, &n->compute);
+}
+
+/* The side stream goes on behind what the compute stream has been told so far; false, with the error kept, where not. */
+static bool fork_side(comm_group *g) {
+    comm_nccl *n = g->nccl;
+    return cuda_ok(g, g->operation, cudaEventRecord(n->ready, n->compute.stream)) &&
+           cuda_ok(g, g->operation, cudaStreamWaitEvent(n->side.stream, n->ready, 0));
+}
+
+static void started(comm_group *g, ncclResult_t result) {
+    if (nccl_ok(g, g->operation, result)) mark(g, &g->nccl->side);
 }
 
 static void broadcast_start(comm_group *g, void *data, int64_t count, dtype type, int root) {
-    static const char what[] = "broadcast";
     comm_nccl *n = g->nccl;
-    if (!cuda_ok(g, what, cudaEventRecord(n->ready, n->compute))) return;
-    if (!cuda_ok(g, what, cudaStreamWaitEvent(n->side, n->ready, 0))) return;
-    if (!nccl_ok(g, what, ncclBroadcast(data, data, (size_t)count, element(type), root, n->comm, n->side))) return;
-    cuda_ok(g, what, cudaEventRecord(n->done, n->side));
-    n->broadcast = now_begun(g);
+    if (fork_side(g))
+        started(g, ncclBroadcast(data, data, (size_t)count, element(type), root, n->comm, n->side.stream));
 }
 
-static void broadcast_finish(comm_group *g) {
-    if (cuda_ok(g, "broadcast", cudaStreamWaitEvent(g->nccl->compute, g->nccl->done, 0))) mark(g, g->nccl->broadcast);
+static void sum_start(comm_group *g, void *data, int64_t count, dtype type) {
+    comm_nccl *n = g->nccl;
+    if (fork_side(g))
+        started(g, ncclAllReduce(data, data, (size_t)count, element(type), ncclSum, n->comm, n->side.stream));
+}
+
+/* This rank's piece. */
+static char *own_piece(const comm_group *g, void *data, int64_t piece, dtype type) {
+    return (char *)data + (size_t)(g->rank * piece) * dtype_bytes(type);
+}
+
+static void reduce_scatter_start(comm_group *g, void *data, int64_t piece, dtype type) {
+    comm_nccl *n = g->nccl;
+    if (fork_side(g))
+        started(g, ncclReduceScatter(data, own_piece(g, data, piece, type), (size_t)piece, element(type), ncclSum,
+                                     n->comm, n->side.stream));
+}
+
+static void all_gather_start(comm_group *g, void *data, int64_t piece, dtype type) {
+    comm_nccl *n = g->nccl;
+    if (fork_side(g))
+        started(g, ncclAllGather(own_piece(g, data, piece, type), data, (size_t)piece, element(type), n->comm,
+                                 n->side.stream));
+}
+
+static void finish(comm_group *g) {
+    comm_nccl *n = g->nccl;
+    if (cuda_ok(g, g->operation, cudaEventRecord(n->done, n->side.stream)))
+        cuda_ok(g, g->operation, cudaStreamWaitEvent(n->compute.stream, n->done, 0));
 }
 
 /* ---------------------------------------------------------------- memory */
@@ -167,13 +209,14 @@ static void close_group(comm_group *g) {
     if (n->comm && g->first_error != STATUS_OK) {
         ncclCommAbort(n->comm);
     } else if (n->comm) {
-        cudaStreamSynchronize(n->compute);
+        cudaStreamSynchronize(n->compute.stream);
+        cudaStreamSynchronize(n->side.stream);
         if (n->known) settle(n->comm, ncclCommDeregister(n->comm, n->known));
         if (settle(n->comm, ncclCommFinalize(n->comm)) == ncclSuccess) ncclCommDestroy(n->comm);
     }
     if (n->ready) cudaEventDestroy(n->ready);
     if (n->done) cudaEventDestroy(n->done);
-    if (n->side) cudaStreamDestroy(n->side);
+    if (n->side.stream) cudaStreamDestroy(n->side.stream);
     if (n->finished) cudaFreeHost(n->finished);
     free(n);
     g->nccl = NULL;
@@ -182,7 +225,10 @@ static void close_group(comm_group *g) {
 static const comm_backend backend = {.name = "nccl",
                                      .all_reduce = all_reduce,
                                      .broadcast_start = broadcast_start,
-                                     .broadcast_finish = broadcast_finish,
+                                     .sum_start = sum_start,
+                                     .reduce_scatter_start = reduce_scatter_start,
+                                     .all_gather_start = all_gather_start,
+                                     .finish = finish,
                                      .close = close_group,
                                      .know = know,
                                      .unfinished = unfinished,
@@ -197,15 +243,17 @@ static bool make_streams(comm_group *g) {
     comm_nccl *n = g->nccl;
     enum cudaDriverEntryPointQueryResult found = cudaDriverEntryPointSuccess;
     void *write_value = NULL;
-    if (!cuda_ok(g, making, cudaStreamCreateWithFlags(&n->side, cudaStreamNonBlocking)) ||
+    if (!cuda_ok(g, making, cudaStreamCreateWithFlags(&n->side.stream, cudaStreamNonBlocking)) ||
         !cuda_ok(g, making, cudaEventCreateWithFlags(&n->ready, cudaEventDisableTiming)) ||
         !cuda_ok(g, making, cudaEventCreateWithFlags(&n->done, cudaEventDisableTiming)) ||
-        !cuda_ok(g, making, cudaHostAlloc((void **)&n->finished, sizeof *n->finished, cudaHostAllocDefault)) ||
+        !cuda_ok(g, making, cudaHostAlloc((void **)&n->finished, 2 * sizeof *n->finished, cudaHostAllocDefault)) ||
         !cuda_ok(
             g, making,
             cudaGetDriverEntryPointByVersion("cuStreamWriteValue32", &write_value, 11070, cudaEnableDefault, &found)))
         return false;
-    *n->finished = 0;
+    n->compute.finished = &n->finished[0];
+    n->side.finished = &n->finished[1];
+    n->finished[0] = n->finished[1] = 0;
     memcpy(&n->write_value, &write_value, sizeof write_value);
     if (found != cudaDriverEntryPointSuccess)
         comm_group_fail(g, making, "the driver is older than CUDA 11.7: streams cannot write to memory");
@@ -216,7 +264,7 @@ static bool make_streams(comm_group *g) {
 static status open_alone(comm_group *g, const cuda_context *context, ncclUniqueId *id) {
     g->nccl = calloc(1, sizeof *g->nccl);
     if (!g->nccl) return status_fail(STATUS_INTERNAL, "out of memory for a group of GPUs");
-    g->nccl->compute = context->stream;
+    g->nccl->compute.stream = context->stream;
     if (cuda_ok(g, making, cudaSetDevice(context->device)) && make_streams(g) && g->rank == 0)
         nccl_ok(g, making, ncclGetUniqueId(id));
     return g->first_error;

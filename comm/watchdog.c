@@ -49,11 +49,12 @@ _Noreturn static void bite_waiting(const comm_watchdog *w, const comm_group *g, 
     bite(w, g, at, what);
 }
 
-static comm_pending begun_last(const comm_group *g) {
+/* The collective that the group is in. */
+static comm_pending named_by(const comm_group *g) {
     return (comm_pending){.operation = __atomic_load_n(&g->operation, __ATOMIC_RELAXED),
                           .place = __atomic_load_n(&g->place, __ATOMIC_RELAXED),
                           .layer = __atomic_load_n(&g->layer, __ATOMIC_RELAXED),
-                          .sequence = __atomic_load_n(&g->sequence, __ATOMIC_RELAXED)};
+                          .sequence = __atomic_load_n(&g->number, __ATOMIC_RELAXED)};
 }
 
 /* A call that does not return. */
@@ -61,7 +62,7 @@ static void look_at_call(const comm_watchdog *w, watch *seen, double now) {
     uint64_t waits = __atomic_load_n(&seen->group->waits, __ATOMIC_ACQUIRE);
     bool inside = waits % 2 == 1;
     if (inside && waits == seen->waits && now - seen->call_since_s > w->patience_s) {
-        comm_pending at = begun_last(seen->group);
+        comm_pending at = named_by(seen->group);
         bite_waiting(w, seen->group, &at);
     }
     if (!inside || waits != seen->waits) seen->call_since_s = now;
@@ -73,7 +74,7 @@ static bool device_stands(const comm_watchdog *w, watch *seen, double now, comm_
     const comm_group *g = seen->group;
     const char *fault = g->backend->fault ? g->backend->fault(g) : NULL;
     if (fault) {
-        comm_pending last = begun_last(g);
+        comm_pending last = named_by(g);
         char what[512];
         snprintf(what, sizeof what, "was told \"%s\" by %s", fault, g->backend->name);
         bite(w, g, &last, what);

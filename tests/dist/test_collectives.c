@@ -134,7 +134,7 @@ static void broadcast_brings_the_roots_bytes(void **state) {
                 assert_non_null(data);
                 for (size_t i = 0; i <= bytes; i++) data[i] = (unsigned char)((size_t)g.rank * 31 + i);
                 comm_broadcast_start(&g, data, counts[c], types[t], root, "test", 2);
-                comm_broadcast_finish(&g);
+                comm_finish(&g);
                 check_status(comm_status(&g), STATUS_OK);
                 for (size_t i = 0; i < bytes; i++)
                     if (data[i] != (unsigned char)((size_t)root * 31 + i)) fail_msg("byte %zu from root %d", i, root);
@@ -160,7 +160,7 @@ static void an_all_reduce_fits_into_a_broadcast(void **state) {
         }
         comm_broadcast_start(&g, key, COUNT, DTYPE_F32, root, "rotary key", layer);
         comm_all_reduce(&g, sum, COUNT, DTYPE_F32, COMM_SUM, "projection", layer);
-        comm_broadcast_finish(&g);
+        comm_finish(&g);
         check_status(comm_status(&g), STATUS_OK);
         for (int i = 0; i < COUNT; i++) {
             assert_true(key[i] == (float)(i + layer));
@@ -168,10 +168,134 @@ static void an_all_reduce_fits_into_a_broadcast(void **state) {
         }
     }
     assert_int_equal(g.sequence, 16);
-    assert_string_equal(g.place, "projection");
+    /* What a message would name: over MPI the finish of the last broadcast. */
+    assert_string_equal(g.place, g.size > 1 ? "rotary key" : "projection");
     assert_int_equal(g.layer, 7);
+    assert_int_equal(g.number, g.size > 1 ? 15 : 16);
     free(key);
     free(sum);
+    comm_close(&g);
+}
+
+enum { BUCKETS = 6 };
+
+/* Elements a rank of bucket i: none, one, what a library sends whole and what it cuts. */
+static int64_t piece_of(int i) {
+    static const int64_t pieces[BUCKETS] = {1, 33, 0, 1024, 65537, 300007};
+    return pieces[i];
+}
+
+typedef struct buckets {
+    void *data[BUCKETS];
+    dtype type;
+} buckets;
+
+static void open_buckets(buckets *b, const comm_group *g, dtype type) {
+    b->type = type;
+    for (int i = 0; i < BUCKETS; i++) {
+        b->data[i] = malloc((size_t)(piece_of(i) * g->size) * dtype_bytes(type) + 1);
+        assert_non_null(b->data[i]);
+    }
+}
+
+static void close_buckets(buckets *b) {
+    for (int i = 0; i < BUCKETS; i++) free(b->data[i]);
+}
+
+/* The sum of all buckets, started one behind the other, each whole or scattered, with other collectives in between. */
+static void sum_buckets(buckets *b, comm_group *g, bool scattered) {
+    for (int i = 0; i < BUCKETS; i++) {
+        double one = 1;
+        fill(b->data[i], piece_of(i) * g->size, b->type, g->rank);
+        if (scattered)
+            comm_reduce_scatter_start(g, b->data[i], piece_of(i), b->type, "bucket", i);
+        else
+            comm_sum_start(g, b->data[i], piece_of(i) * g->size, b->type, "bucket", i);
+        comm_progress(g);
+        comm_all_reduce(g, &one, 1, DTYPE_F64, COMM_SUM, "in between", i);
+        check_near(one, g->size, 0);
+    }
+    comm_finish(g);
+    check_status(comm_status(g), STATUS_OK);
+}
+
+/* Piece `rank` of bucket i. */
+static char *piece_at(const buckets *b, int i, int rank) {
+    return (char *)b->data[i] + (size_t)(piece_of(i) * rank) * dtype_bytes(b->type);
+}
+
+static void check_piece(const buckets *b, int i, int rank, int size) {
+    double epsilon = b->type == DTYPE_F32 ? FLT_EPSILON : DBL_EPSILON;
+    for (int64_t k = 0; k < piece_of(i); k++) {
+        int64_t at = rank * piece_of(i) + k;
+        double sum = 0, magnitude = 0;
+        for (int r = 0; r < size; r++) {
+            double x = b->type == DTYPE_F32 ? (double)(float)input(r, at) : input(r, at);
+            sum += x;
+            magnitude += fabs(x);
+        }
+        check_near(element(piece_at(b, i, rank), b->type, k), sum, size * epsilon * magnitude);
+    }
+}
+
+/* Each rank's piece of a scattered sum is right, and every time the same bits. */
+static void pieces_of_sums_agree_with_double(void **state) {
+    comm_group g = open_world();
+    for (int t = 0; t < 2; t++) {
+        buckets b, again;
+        open_buckets(&b, &g, t ? DTYPE_F64 : DTYPE_F32);
+        open_buckets(&again, &g, b.type);
+        sum_buckets(&b, &g, true);
+        for (int i = 0; i < BUCKETS; i++) check_piece(&b, i, g.rank, g.size);
+        for (int repeat = 0; repeat < 3; repeat++) {
+            sum_buckets(&again, &g, true);
+            for (int i = 0; i < BUCKETS; i++)
+                assert_memory_equal(piece_at(&b, i, g.rank), piece_at(&again, i, g.rank),
+                                    (size_t)piece_of(i) * dtype_bytes(b.type));
+        }
+        close_buckets(&b);
+        close_buckets(&again);
+    }
+    comm_close(&g);
+}
+
+static void sums_side_by_side_agree_with_double(void **state) {
+    comm_group g = open_world();
+    buckets b;
+    open_buckets(&b, &g, DTYPE_F32);
+    sum_buckets(&b, &g, false);
+    for (int i = 0; i < BUCKETS; i++) {
+        for (int rank = 0; rank < g.size; rank++) check_piece(&b, i, rank, g.size);
+        check_same_on_all(b.data[i], (size_t)(piece_of(i) * g.size) * sizeof(float));
+    }
+    close_buckets(&b);
+    comm_close(&g);
+}
+
+static void gathered_pieces_come_from_their_ranks(void **state) {
+    static const dtype types[] = {DTYPE_F32, DTYPE_BF16, DTYPE_F64};
+    comm_group g = open_world();
+    for (int t = 0; t < 3; t++) {
+        buckets b;
+        open_buckets(&b, &g, types[t]);
+        for (int i = 0; i < BUCKETS; i++) {
+            size_t bytes = (size_t)piece_of(i) * dtype_bytes(types[t]);
+            memset(b.data[i], 255, bytes * (size_t)g.size + 1);
+            for (size_t k = 0; k < bytes; k++) piece_at(&b, i, g.rank)[k] = (char)((size_t)g.rank * 31 + k);
+            comm_all_gather_start(&g, b.data[i], piece_of(i), types[t], "weights", i);
+        }
+        comm_finish(&g);
+        check_status(comm_status(&g), STATUS_OK);
+        for (int i = 0; i < BUCKETS; i++) {
+            size_t bytes = (size_t)piece_of(i) * dtype_bytes(types[t]);
+            for (int rank = 0; rank < g.size; rank++)
+                for (size_t k = 0; k < bytes; k++)
+                    if (piece_at(&b, i, rank)[k] != (char)((size_t)rank * 31 + k))
+                        fail_msg("bucket %d: byte %zu from rank %d", i, k, rank);
+            assert_int_equal((unsigned char)piece_at(&b, i, g.size)[0], 255); /* nothing beyond the end */
+        }
+        close_buckets(&b);
+    }
     comm_close(&g);
 }
 
@@ -187,7 +311,11 @@ static void the_first_error_is_kept(void **state) {
     assert_non_null(strstr(status_message(), "gradients, layer 5"));
     comm_all_reduce(&g, data, 4, DTYPE_F32, COMM_SUM, "later", 6);
     comm_broadcast_start(&g, data, 4, DTYPE_F32, 99, "later", 6);
-    comm_broadcast_finish(&g);
+    comm_sum_start(&g, data, 4, DTYPE_F32, "later", 6);
+    comm_reduce_scatter_start(&g, data, 1, DTYPE_F32, "later", 6);
+    comm_all_gather_start(&g, data, 1, DTYPE_F32, "later", 6);
+    comm_progress(&g);
+    comm_finish(&g);
     assert_true(data[0] == 1 && data[3] == 4);
     assert_non_null(strstr(status_message(), "gradients, layer 5"));
     comm_close(&g);
@@ -203,6 +331,10 @@ static void wrong_arguments_are_errors(void **state) {
     comm_close(&g);
     g = open_world();
     comm_all_reduce(&g, data, -1, DTYPE_F32, COMM_SUM, "loss", -1);
+    assert_int_equal(comm_status(&g), STATUS_INTERNAL);
+    comm_close(&g);
+    g = open_world();
+    comm_reduce_scatter_start(&g, data, -1, DTYPE_F32, "gradients", -1);
     assert_int_equal(comm_status(&g), STATUS_INTERNAL);
     comm_close(&g);
     /* Sums in bf16 lose gradients over MPI; alone there is nothing to add. */
@@ -230,7 +362,7 @@ static void two_groups_never_wait_for_each_other(void **state) {
         }
         comm_broadcast_start(&tp, key, COUNT, DTYPE_F32, root, "key", 0);
         comm_all_reduce(&dp, data, COUNT, DTYPE_F32, COMM_SUM, "gradients", -1);
-        comm_broadcast_finish(&tp);
+        comm_finish(&tp);
         comm_all_reduce(&tp, data, COUNT, DTYPE_F32, COMM_SUM, "dx", 0);
         assert_true(data[COUNT - 1] == (float)world_size() && key[0] == (float)step);
     }
@@ -245,6 +377,8 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(all_reduce_agrees_with_double),        cmocka_unit_test(a_large_all_reduce_agrees_with_double),
     cmocka_unit_test(a_nan_wins_the_maximum_on_every_rank), cmocka_unit_test(broadcast_brings_the_roots_bytes),
     cmocka_unit_test(an_all_reduce_fits_into_a_broadcast),  cmocka_unit_test(the_first_error_is_kept),
+    cmocka_unit_test(pieces_of_sums_agree_with_double),     cmocka_unit_test(sums_side_by_side_agree_with_double),
+    cmocka_unit_test(gathered_pieces_come_from_their_ranks),
     cmocka_unit_test(wrong_arguments_are_errors),           cmocka_unit_test(two_groups_never_wait_for_each_other),
 };
 

@@ -26,10 +26,22 @@ static bool meets(const char *fate, const char *which, const comm_group *g, int 
 
 static void run_layer(comm_group *g, float *data, int step, int layer, const char *fate) {
     comm_broadcast_start(g, data, COUNT, DTYPE_F32, (layer + 1) % 2, "rotary key", layer);
-    comm_broadcast_finish(g);
+    comm_finish(g);
     if (layer == LAYERS - 1 && meets(fate, "elsewhere", g, step))
         for (;;) pause();
     comm_all_reduce(g, data, COUNT, DTYPE_F32, COMM_SUM, "attention output", layer);
+}
+
+/* Two sums under way at once, of which rank 1 starts the first alone. */
+static void run_buckets(comm_group *g, float *data, int step, const char *fate) {
+    int64_t piece = COUNT / 4;
+    comm_reduce_scatter_start(g, data, piece, DTYPE_F32, "gradients", 1);
+    if (meets(fate, "between buckets", g, step)) {
+        comm_finish(g);
+        for (;;) pause();
+    }
+    comm_reduce_scatter_start(g, data + COUNT / 2, piece, DTYPE_F32, "gradients", 0);
+    comm_finish(g);
 }
 
 static status run_steps(comm_group *g, ops *o, comm_watchdog *watchdog, const char *fate) {
@@ -42,6 +54,7 @@ static status run_steps(comm_group *g, ops *o, comm_watchdog *watchdog, const ch
         /* Arithmetic longer than the watchdog's patience is no wait, on both ranks at once. */
         if (step == FATAL_STEP && strcmp(fate, "slow") == 0) usleep(2000 * (useconds_t)patience_ms());
         for (int layer = 0; layer < LAYERS; layer++) run_layer(g, data, step, layer, fate);
+        run_buckets(g, data, step, fate);
         o->sync(o);
         TRY(comm_status(g));
         TRY(ops_status(o));
@@ -148,6 +161,11 @@ static void a_rank_elsewhere_ends_the_job_with_its_place(void **state) {
     check_named("elsewhere", "rank 0 has waited", "in attention output, layer 3, step 17 (all-reduce, ");
 }
 
+/* Of several that are under way the one that does not end is named. */
+static void a_missing_bucket_ends_the_job_with_its_layer(void **state) {
+    check_named("between buckets", "rank 0 has waited", "in gradients, layer 0, step 17 (reduce-scatter, ");
+}
+
 static void a_killed_rank_ends_the_job(void **state) {
     static char output[1 << 16];
     time_t start = time(NULL);
@@ -178,6 +196,7 @@ static void a_busy_device_is_no_fault(void **state) {
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(a_stopped_rank_ends_the_job_with_its_place),
     cmocka_unit_test(a_rank_elsewhere_ends_the_job_with_its_place),
+    cmocka_unit_test(a_missing_bucket_ends_the_job_with_its_layer),
     cmocka_unit_test(a_killed_rank_ends_the_job),
     cmocka_unit_test(a_slow_step_is_no_fault),
     cmocka_unit_test(a_hung_device_ends_the_job_with_its_place),

@@ -136,7 +136,7 @@ static void a_broadcast_overlaps_other_work(void **state) {
         comm_broadcast_start(&g.group, key, COUNT, DTYPE_F32, root, "rotary key", layer);
         float rank = (float)g.rank;
         g.ops.upload(&g.ops, g.data, &rank, sizeof rank);
-        comm_broadcast_finish(&g.group);
+        comm_finish(&g.group);
         comm_all_reduce(&g.group, g.data, 1, DTYPE_F32, COMM_SUM, "sum", layer);
         g.ops.download(&g.ops, got, key, sizeof got);
         for (int i = 0; i < COUNT; i++) assert_true(got[i] == (float)(i % 1000 + layer));
