@@ -17,11 +17,10 @@
 
 enum { WARM_UP_STEPS = 3, MOST_STEPS = 1000 };
 
-static double step(model *m, comm_group *dp, const config *c, const int32_t *input, const int32_t *target,
-                   int64_t number) {
+static double step(model *m, const config *c, const int32_t *input, const int32_t *target, int64_t number) {
     model_zero_gradients(m);
-    model_train(m, input, target, (float)(1.0 / (double)m->tokens));
-    optimizer_reduce(m, dp);
+    model_train(m, input, target, (float)(1.0 / (double)m->tokens), true);
+    optimizer_reduce(m);
     optimizer_norm(m);
     optimizer_update(m, c, number, 1e-4); /* small: no warm-up, one batch */
     return model_take_loss(m) / (double)m->tokens;
@@ -39,14 +38,14 @@ static status run(const char *size, const char *variant, int64_t batch, int step
     TRY(config_load(&c, NULL, settings, 2));
     TRY(ops_cpu(&o, threads));
     comm_self(&self);
-    TRY(model_create(&m, &c, &o, &attn_core_cpu, &self, batch));
+    TRY(model_create(&m, &c, &o, &attn_core_cpu, &self, &self, batch));
 
     int32_t *tokens = malloc((size_t)(m.tokens + 1) * sizeof *tokens);
     if (!tokens) return status_fail(STATUS_INTERNAL, "out of memory");
     for (int64_t i = 0; i <= m.tokens; i++) tokens[i] = (int32_t)(rng_u64(1, 2, (uint64_t)i) % (uint64_t)m.vocab);
     double first = 0, last = 0, times[MOST_STEPS];
     for (int i = 0; i < WARM_UP_STEPS; i++) {
-        last = step(&m, &self, &c, tokens, tokens + 1, i + 1);
+        last = step(&m, &c, tokens, tokens + 1, i + 1);
         if (i == 0) first = last;
     }
     if (fabs(first - log((double)m.vocab)) > 0.3 || !(last < first))
@@ -55,7 +54,7 @@ static status run(const char *size, const char *variant, int64_t batch, int step
     double gemm = o.gemm_seconds, flops = o.flops, total = 0;
     for (int i = 0; i < steps; i++) {
         double start = clock_now_s();
-        step(&m, &self, &c, tokens, tokens + 1, WARM_UP_STEPS + 1 + i);
+        step(&m, &c, tokens, tokens + 1, WARM_UP_STEPS + 1 + i);
         times[i] = clock_now_s() - start;
         total += times[i];
     }

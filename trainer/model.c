@@ -58,17 +58,23 @@ static status add_params(model *m, const config *c) {
     param_spec head = embedding;
     head.name = "lm_head";
 
+    params_new_bucket(&m->params);
     m->embedding = m->head = m->params.count;
     TRY(params_add(&m->params, "", &embedding));
-    for (int i = 0; i < m->layers; i++) TRY(add_layer(m, c, i));
+    for (int i = 0; i < m->layers; i++) {
+        int bucket = params_new_bucket(&m->params);
+        if (i == 0) m->first_layer_bucket = bucket;
+        TRY(add_layer(m, c, i));
+    }
     m->final_norm = m->params.count;
     TRY(params_add(&m->params, "", &norm));
     if (!m->tied) {
+        params_new_bucket(&m->params);
         m->head = m->params.count;
         TRY(params_add(&m->params, "", &head));
     }
-    params_layout(&m->params, m->tp->rank, m->tp->size);
-    return STATUS_OK;
+    bool cut = c->parallel.zero != 0;
+    return params_layout(&m->params, m->tp->rank, m->tp->size, cut ? m->dp->rank : 0, cut ? m->dp->size : 1);
 }
 
 static float *floats(arena *a, int64_t count) {
@@ -109,10 +115,12 @@ static void reserve(model *m, arena *a) {
     m->attention.rotary_table = m->rotary_table;
 }
 
-static status describe(model *m, const config *c, ops *o, const attn_core *core, comm_group *tp, int64_t batch) {
+static status describe(model *m, const config *c, ops *o, const attn_core *core, comm_group *tp, comm_group *dp,
+                       int64_t batch) {
     *m = (model){
         .ops = o,
         .tp = tp,
+        .dp = dp,
         .variant = attn_find(c->attention.variant),
         .layers = (int)c->model.layers,
         .width = c->model.width,
@@ -133,42 +141,50 @@ static status describe(model *m, const config *c, ops *o, const attn_core *core,
     return add_params(m, c);
 }
 
-/* Runs one micro-batch over counting tables: what rank `rank` of tp needs. */
+/* Which rank of how many. */
+typedef struct member {
+    int rank, size;
+} member;
+
+/* Runs one micro-batch over counting tables: what that rank needs. */
 static status measure(model *m, const config *c, dtype activation, int64_t logit_elements, const attn_core *core,
-                      int rank, int tp, int64_t batch, model_needs *needs) {
+                      member tp, member dp, int64_t batch, model_needs *needs) {
     ops o;
-    comm_counter counter = {0};
-    comm_group group;
+    comm_counter counter = {0}, data_counter = {0};
+    comm_group group, data_group;
     ops_count(&o, activation, logit_elements);
-    comm_count(&group, &counter, rank, tp);
-    status s = describe(m, c, &o, core, &group, batch);
+    comm_count(&group, &counter, tp.rank, tp.size);
+    comm_count(&data_group, &data_counter, dp.rank, dp.size);
+    status s = describe(m, c, &o, core, &group, &data_group, batch);
     if (s != STATUS_OK) return s;
     reserve(m, &m->memory);
-    model_train(m, NULL, NULL, 1.0f);
+    model_train(m, NULL, NULL, 1.0f, false);
     *needs = (model_needs){
         .bytes = m->memory.peak_bytes,
-        .parameter_bytes = (size_t)params_total(&m->params) * 4 * sizeof(float),
+        .parameter_bytes = params_bytes(&m->params),
         .parameters = params_global_count(&m->params),
         .train_flops = o.flops,
         .tp_bytes = counter.bytes,
         .tp_collectives = counter.collectives,
     };
-    m->ops = m->attention.ops = NULL; /* o and group end here */
-    m->tp = m->attention.tp = NULL;
+    m->ops = m->attention.ops = NULL; /* o and the groups end here */
+    m->tp = m->attention.tp = m->dp = NULL;
     return STATUS_OK;
 }
 
 status model_describe(model *m, const config *c, dtype activation, int64_t logit_elements, const attn_core *core,
-                      int tp, int64_t batch, model_needs *needs) {
-    return measure(m, c, activation, logit_elements, core, 0, tp, batch, needs);
+                      int tp, int dp, int64_t batch, model_needs *needs) {
+    return measure(m, c, activation, logit_elements, core, (member){0, tp}, (member){0, dp}, batch, needs);
 }
 
-status model_create(model *m, const config *c, ops *o, const attn_core *core, comm_group *tp, int64_t batch) {
+status model_create(model *m, const config *c, ops *o, const attn_core *core, comm_group *tp, comm_group *dp,
+                    int64_t batch) {
     model_needs needs;
-    status s = measure(m, c, o->activation, o->logit_elements, core, tp->rank, tp->size, batch, &needs);
+    status s = measure(m, c, o->activation, o->logit_elements, core, (member){tp->rank, tp->size},
+                       (member){dp->rank, dp->size}, batch, &needs);
     model_free(m);
     if (s != STATUS_OK) return s;
-    TRY(describe(m, c, o, core, tp, batch));
+    TRY(describe(m, c, o, core, tp, dp, batch));
     m->memory = (arena){.base = o->alloc_shared(o, needs.bytes), .size_bytes = needs.bytes};
     if (!m->memory.base)
         return status_fail(
@@ -302,6 +318,17 @@ static float *gain_gradient(const model *m, int i) {
     return params_gradient(&m->params, i).data;
 }
 
+void model_reduce_bucket(model *m, int b, int layer) {
+    static const char place[] = "gradients";
+    const params *p = &m->params;
+    const param_bucket *bucket = &p->bucket[b];
+    float *gradient = p->gradient ? p->gradient + bucket->first : NULL;
+    if (p->pieces > 1)
+        comm_reduce_scatter_start(m->dp, gradient, bucket->piece, DTYPE_F32, place, layer);
+    else
+        comm_sum_start(m->dp, gradient, bucket->piece, DTYPE_F32, place, layer);
+}
+
 /* dx: gradient of the layer's output in, of its input out. */
 static void backward_layer(model *m, int index) {
     ops *o = m->ops;
@@ -316,6 +343,7 @@ static void backward_layer(model *m, int index) {
     ops_linear_dx(o, m->dbranch, dgate_up, gate_up(params_weight(&m->params, l->gate)), false);
     arena_release(&m->memory, mark);
     sum_over_tp(m, m->dbranch, "mlp gradient", index);
+    comm_progress(m->dp); /* of the layers above */
     o->rmsnorm_backward(o, m->dx, true, gain_gradient(m, l->mlp_norm), m->dbranch, l->middle, gain(m, l->mlp_norm),
                         l->rstd2);
 
@@ -325,21 +353,26 @@ static void backward_layer(model *m, int index) {
                         gain(m, l->attention_norm), l->rstd1);
 }
 
-void model_train(model *m, const int32_t *input, const int32_t *target, float scale) {
+void model_train(model *m, const int32_t *input, const int32_t *target, float scale, bool last) {
     ops *o = m->ops;
     forward(m, input, target);
     head_train(m, scale);
+    if (last && !m->tied) model_reduce_bucket(m, m->params.list[m->head].bucket, -1);
     o->rmsnorm_backward(o, m->dx, false, gain_gradient(m, m->final_norm), m->dbranch, m->output, gain(m, m->final_norm),
                         m->rstd);
-    for (int i = m->layers - 1; i >= 0; i--) backward_layer(m, i);
+    for (int i = m->layers - 1; i >= 0; i--) {
+        backward_layer(m, i);
+        if (last) model_reduce_bucket(m, m->first_layer_bucket + i, i);
+    }
     o->embedding_backward(o, params_gradient(&m->params, m->embedding), m->dx, m->input,
                           m->params.list[m->embedding].row);
+    if (last) model_reduce_bucket(m, m->params.list[m->embedding].bucket, -1);
 }
 
 /* ---------------------------------------------------------------- the rest */
 
-void model_reduce_loss(model *m, comm_group *dp) {
-    comm_all_reduce(dp, m->loss, 1, DTYPE_F64, COMM_SUM, "loss", -1);
+void model_reduce_loss(model *m) {
+    comm_all_reduce(m->dp, m->loss, 1, DTYPE_F64, COMM_SUM, "loss", -1);
 }
 
 double model_take_loss(model *m) {
@@ -354,6 +387,7 @@ void model_zero_gradients(model *m) {
 }
 
 status model_status(const model *m) {
-    status s = ops_status(m->ops);
-    return s != STATUS_OK ? s : comm_status(m->tp);
+    TRY(ops_status(m->ops));
+    TRY(comm_status(m->tp));
+    return comm_status(m->dp);
 }

@@ -22,7 +22,7 @@ typedef struct model_layer {
 
 typedef struct model {
     ops *ops;
-    comm_group *tp;
+    comm_group *tp, *dp;
     const attn_variant *variant;
     attn_env attention;
     params params;
@@ -31,6 +31,7 @@ typedef struct model {
     float norm_eps;
     bool tied;
     int embedding, final_norm, head; /* parameter indices; head is embedding when tied */
+    int first_layer_bucket;          /* of layer 0; that of layer l is l behind it */
     model_layer *layer;
     arena memory;
     tensor output, final_in, branch, dx, dbranch; /* [N, d]; final_in: norm of output */
@@ -53,26 +54,33 @@ typedef struct model_needs { /* what one rank needs, found by a step over counti
 } model_needs;
 
 /* Builds the model on device o for micro-batches of `batch` samples; weights start from the file c->train.init_from
- * (its failures: trainer/weights.h), or where none is named from c->run.seed. CONFIG when the shapes cannot be split
- * over the group or memory is too small. The caller frees with model_free in any case. */
-status model_create(model *out, const config *c, ops *o, const attn_core *core, comm_group *tp, int64_t batch);
+ * (its failures: trainer/weights.h), or where none is named from c->run.seed. With c->parallel.zero master weights and
+ * moments are cut over dp. CONFIG when the shapes cannot be split over tp or memory is too small. The caller frees with
+ * model_free in any case. */
+status model_create(model *out, const config *c, ops *o, const attn_core *core, comm_group *tp, comm_group *dp,
+                    int64_t batch);
 
 void model_free(model *m);
 
-/* The model of rank 0 of tp without its memory (every data pointer is NULL), and what it needs. For planning; the
+/* The model of rank 0 of tp x dp without its memory (every data pointer is NULL), and what it needs. For planning; the
  * caller frees with model_free in any case. */
 status model_describe(model *out, const config *c, dtype activation, int64_t logit_elements, const attn_core *core,
-                      int tp, int64_t batch, model_needs *needs);
+                      int tp, int dp, int64_t batch, model_needs *needs);
 
 /* Forward and backward of one micro-batch (host arrays [B T]): adds scale * d(sum of the tokens' cross-entropy) to the
- * gradients and the sum itself to the loss. Partial gradients stay partial. */
-void model_train(model *m, const int32_t *input, const int32_t *target, float scale);
+ * gradients and the sum itself to the loss. Partial gradients stay partial. last: it is the step's last one, so the
+ * reduction of each bucket of sharded parameters over dp is started as soon as its gradients are complete. */
+void model_train(model *m, const int32_t *input, const int32_t *target, float scale, bool last);
+
+/* Starts the reduction of bucket b's gradients over dp: each rank's piece, or the whole without pieces. Complete after
+ * comm_finish(m->dp). layer: for messages. */
+void model_reduce_bucket(model *m, int b, int layer);
 
 /* Forward of the first `samples` samples: adds the sum of their tokens' cross-entropy to the loss. */
 void model_evaluate(model *m, const int32_t *input, const int32_t *target, int64_t samples);
 
 /* The loss sum over the data-parallel ranks too. */
-void model_reduce_loss(model *m, comm_group *dp);
+void model_reduce_loss(model *m);
 
 /* The loss sum since the last call (waits for the device), which starts again at 0. The same on all ranks of the group.
  */

@@ -1,11 +1,12 @@
-/* From a model's accumulated gradients to its next weights: reductions by gradient class, the norm, clipping, AdamW. */
+/* From a model's accumulated gradients to its next weights: reductions by gradient class, the norm, clipping, AdamW, and
+ * under ZeRO-1 the gathering of what each data-parallel rank has updated. */
 #pragma once
 
 #include "trainer/model.h"
 
-/* Completes the gradients: partial ones summed over the tensor-parallel group, then all over the data-parallel group.
- */
-void optimizer_reduce(model *m, comm_group *dp);
+/* Completes the gradients behind the step's last model_train: partial ones summed over the tensor-parallel group, then
+ * all over the data-parallel group. Under ZeRO-1 each rank has the sums of its own pieces. */
+void optimizer_reduce(model *m);
 
 /* The norm of the whole model's gradient, each parameter counted once (waits for the device). */
 double optimizer_norm(model *m);

@@ -39,6 +39,13 @@ static dtype activation_type(const config *c) {
     return bf16 || c->train.precision == PRECISION_BF16 ? DTYPE_BF16 : DTYPE_F32;
 }
 
+/* Gradients are summed in fp32; under ZeRO-1 the compute copies are gathered, gains in fp32. */
+static int64_t data_parallel_bytes(const params *p) {
+    int64_t gains = params_total(p) - p->gains_first, fp32 = sizeof(float);
+    int64_t gathered = p->gains_first * (int64_t)dtype_bytes(p->compute_type) + gains * fp32;
+    return params_total(p) * fp32 + (p->pieces > 1 ? gathered : 0);
+}
+
 status plan_make(plan *out, const config *c) {
     bool stops;
     TRY(diag_check_alerts(c, &stops));
@@ -61,13 +68,13 @@ status plan_make(plan *out, const config *c) {
                            (long)(batch / dp), (long)micro);
     model m = {0};
     status s = model_describe(&m, c, activation_type(c), on_gpu(c) ? OPS_CUDA_LOGITS : OPS_CPU_LOGITS, &attn_core_cpu,
-                              tp, micro, &out->rank0);
+                              tp, dp, micro, &out->rank0);
     if (s == STATUS_OK) {
         double micro_flops = out->rank0.train_flops * tp + attention_flops(&m.attention.dims, m.layers);
-        int64_t partial = m.params.region_first[REGION_PARTIAL + 1] - m.params.region_first[REGION_PARTIAL];
+        int64_t partial = m.params.region_first[REGION_COMPLETE] - m.params.region_first[REGION_PARTIAL];
         out->step_flops = micro_flops * (double)(out->accumulation * dp);
         out->tp_step_bytes = tp == 1 ? 0 : out->rank0.tp_bytes * out->accumulation + partial * (int64_t)sizeof(float);
-        out->dp_step_bytes = dp == 1 ? 0 : params_total(&m.params) * (int64_t)sizeof(float);
+        out->dp_step_bytes = dp == 1 ? 0 : data_parallel_bytes(&m.params);
         out->snapshot_bytes = snapshot_bytes(c, &m);
         bool staged = c->run.device == DEVICE_CUDA && c->diagnostics.ranks > 0;
         out->staging_bytes = staged ? out->snapshot_bytes / (tp * dp) : 0;

@@ -134,7 +134,7 @@ static status prepare_compute(trainer *t) {
 
 static status build_compute(trainer *t) {
     TRY(comm_roles_groups(&t->roles, &t->ops, &t->tp, &t->dp));
-    TRY(model_create(&t->model, &t->c, &t->ops, t->core, &t->tp, t->micro_batch));
+    TRY(model_create(&t->model, &t->c, &t->ops, t->core, &t->tp, &t->dp, t->micro_batch));
     comm_register(&t->tp, t->model.memory.base, t->model.memory.size_bytes);
     comm_register(&t->dp, t->model.memory.base, t->model.memory.size_bytes);
     TRY(comm_status(&t->tp));
@@ -210,7 +210,7 @@ static void validate(trainer *t, int64_t step) {
         load_windows(t, &t->validation, first, count);
         model_evaluate(&t->model, t->input, t->target, count);
     }
-    model_reduce_loss(&t->model, &t->dp);
+    model_reduce_loss(&t->model);
     double sum = model_take_loss(&t->model);
     diag_eval record = {.step = step, .tokens = windows * context, .loss = sum / (double)(windows * context)};
     snprintf(record.split, sizeof record.split, "validation");
@@ -246,7 +246,7 @@ static void accumulate(trainer *t, int64_t step) {
             dataset_window(&t->train, sampler_window(&t->sampler, step, sample), t->input + i * context,
                            t->target + i * context);
         }
-        model_train(&t->model, t->input, t->target, scale);
+        model_train(&t->model, t->input, t->target, scale, k == t->accumulation - 1);
     }
 }
 
@@ -280,8 +280,8 @@ static status step(trainer *t, int64_t number) {
     double start = clock_now_s();
     int64_t tokens = t->c.train.global_batch * t->c.model.context;
     accumulate(t, number);
-    optimizer_reduce(&t->model, &t->dp);
-    model_reduce_loss(&t->model, &t->dp);
+    optimizer_reduce(&t->model);
+    model_reduce_loss(&t->model);
     double loss = model_take_loss(&t->model);
     diag_step record = {.step = number,
                         .tokens = number * tokens,
@@ -292,7 +292,6 @@ static status step(trainer *t, int64_t number) {
     bool finite = isfinite(record.loss) && isfinite(record.grad_norm);
     if (finite) optimizer_update(&t->model, &t->c, ++t->updates, record.lr);
     status s = model_status(&t->model);
-    if (s == STATUS_OK) s = comm_status(&t->dp);
     if (s != STATUS_OK) {
         log_error("step %ld: %s", (long)number, status_message());
         comm_abort(s);

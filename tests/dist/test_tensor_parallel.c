@@ -64,7 +64,7 @@ static void open_run(run *r, const char *const *settings, int count, int tp, int
     }
     assert_int_equal(BATCH % (r->dp.size * micro_batches), 0);
     r->micro_batch = BATCH / r->dp.size / micro_batches;
-    check_status(model_create(&r->model, &r->config, &r->ops, r->core, &r->tp, r->micro_batch), STATUS_OK);
+    check_status(model_create(&r->model, &r->config, &r->ops, r->core, &r->tp, &r->dp, r->micro_batch), STATUS_OK);
 }
 
 static void close_run(run *r) {
@@ -214,7 +214,7 @@ static void attention_pass(run *r, int layer, const float *x, const float *dout,
     m->variant->backward(&m->attention, layer, &l->weights, &l->saved, tx, tdout, result, &m->memory);
     comm_all_reduce(&r->tp, result.data, n * d, DTYPE_F32, COMM_SUM, "test gradient", layer);
     o->download(o, dx, result.data, bytes);
-    optimizer_reduce(m, &r->dp);
+    optimizer_reduce(m);
     tensor *const taken[] = {&tx, &tdout, &result};
     for (size_t i = 0; i < sizeof taken / sizeof *taken; i++) o->release(o, taken[i]->data);
 }
@@ -241,10 +241,12 @@ static double train_pass(run *r, const int32_t *input, const int32_t *target) {
     model *m = &r->model;
     int64_t micro = r->micro_batch * m->context, first = r->dp.rank * r->micro_batches * micro;
     model_zero_gradients(m);
-    for (int64_t at = first; at < first + r->micro_batches * micro; at += micro)
-        model_train(m, input + at, target + at, 1.0f / (float)(BATCH * m->context));
-    optimizer_reduce(m, &r->dp);
-    model_reduce_loss(m, &r->dp);
+    for (int i = 0; i < r->micro_batches; i++) {
+        int64_t at = first + i * micro;
+        model_train(m, input + at, target + at, 1.0f / (float)(BATCH * m->context), i == r->micro_batches - 1);
+    }
+    optimizer_reduce(m);
+    model_reduce_loss(m);
     return model_take_loss(m) / (double)(BATCH * m->context);
 }
 
@@ -330,7 +332,7 @@ static void grouped_heads_split_or_refused(void **state) {
         load_config(&r.config, kv_heads == 1 ? one : two, 2);
         r.core = test_device(&r.ops, 1, world_rank(), world_size());
         split_world(&r, world_size());
-        check_status(model_create(&r.model, &r.config, &r.ops, r.core, &r.tp, BATCH), STATUS_CONFIG);
+        check_status(model_create(&r.model, &r.config, &r.ops, r.core, &r.tp, &r.dp, BATCH), STATUS_CONFIG);
         char number[32];
         snprintf(number, sizeof number, "%d kv heads", kv_heads);
         assert_non_null(strstr(status_message(), number));

@@ -131,7 +131,7 @@ static void open_golden(golden *g, const char *name, int threads) {
     g->width = g->config.model.width;
     const attn_core *core = test_device(&g->ops, threads, 0, 1);
     comm_self(&g->alone);
-    check_status(model_create(&g->model, &g->config, &g->ops, core, &g->alone, g->batch), STATUS_OK);
+    check_status(model_create(&g->model, &g->config, &g->ops, core, &g->alone, &g->alone, g->batch), STATUS_OK);
     load_weights(g);
     g->input = read_tokens(g, "tokens");
     g->target = read_tokens(g, "targets");
@@ -163,14 +163,14 @@ static void check_model(golden *g) {
     float *loss = read_floats(g, "loss", 1), *losses = read_floats(g, "losses", g->tokens);
     float scale = 1.0f / (float)g->tokens;
     model_zero_gradients(m);
-    model_train(m, g->input, g->target, scale);
+    model_train(m, g->input, g->target, scale, true);
     check_loss(g, model_take_loss(m) / (double)g->tokens, loss[0]);
     check_tensor(g, "hidden", m->final_in);
     check_gradients(g);
 
     model_zero_gradients(m);
-    model_train(m, g->input, g->target, 0.75f * scale);
-    model_train(m, g->input, g->target, 0.25f * scale);
+    model_train(m, g->input, g->target, 0.75f * scale, false);
+    model_train(m, g->input, g->target, 0.25f * scale, true);
     check_loss(g, model_take_loss(m) / (double)g->tokens, 2 * loss[0]);
     check_gradients(g);
 

@@ -37,14 +37,15 @@ static outcome one_step(const char *variant, int64_t micro) {
     check_status(config_load(&c, NULL, settings, sizeof settings / sizeof *settings - !decoupled), STATUS_OK);
     const attn_core *core = test_device(&o, 1, 0, 1);
     comm_self(&self);
-    check_status(model_create(&m, &c, &o, core, &self, micro), STATUS_OK);
+    check_status(model_create(&m, &c, &o, core, &self, &self, micro), STATUS_OK);
     int32_t tokens[GLOBAL_BATCH * CONTEXT + 1];
     for (uint64_t i = 0; i < sizeof tokens / sizeof *tokens; i++) tokens[i] = (int32_t)(rng_u64(5, 6, i) % 61);
 
     model_zero_gradients(&m);
     for (int64_t first = 0; first < GLOBAL_BATCH; first += micro)
-        model_train(&m, tokens + first * CONTEXT, tokens + 1 + first * CONTEXT, 1.0f / (GLOBAL_BATCH * CONTEXT));
-    optimizer_reduce(&m, &self);
+        model_train(&m, tokens + first * CONTEXT, tokens + 1 + first * CONTEXT, 1.0f / (GLOBAL_BATCH * CONTEXT),
+                    first + micro == GLOBAL_BATCH);
+    optimizer_reduce(&m);
     optimizer_norm(&m);
     outcome r = {.loss = model_take_loss(&m) / (GLOBAL_BATCH * CONTEXT), .count = params_total(&m.params)};
     r.gradient = flat_to_host(&o, m.params.gradient, r.count);

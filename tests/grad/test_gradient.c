@@ -83,7 +83,7 @@ static void open_problem(problem *p, const settings *s) {
     check_status(config_load(&p->config, NULL, lines, s->count), STATUS_OK);
     check_status(ops_cpu(&p->ops, 1 + (int)inputs_below(2)), STATUS_OK);
     comm_self(&p->alone);
-    check_status(model_create(&p->model, &p->config, &p->ops, &attn_core_cpu, &p->alone, batch), STATUS_OK);
+    check_status(model_create(&p->model, &p->config, &p->ops, &attn_core_cpu, &p->alone, &p->alone, batch), STATUS_OK);
     model *m = &p->model;
     for (int i = 0; i < m->params.count; i++) { /* far from a start's near-uniform attention */
         tensor w = params_weight(&m->params, i);
@@ -152,7 +152,7 @@ static void check_variant(config_variant variant) {
         settings s = random_shape(variant);
         open_problem(&p, &s);
         model_zero_gradients(&p.model);
-        model_train(&p.model, p.input, p.target, 1.0f / (float)p.model.tokens);
+        model_train(&p.model, p.input, p.target, 1.0f / (float)p.model.tokens, true);
         model_take_loss(&p.model);
         for (int i = 0; i < p.model.params.count; i++) check_parameter(&p, i);
         check_status(model_status(&p.model), STATUS_OK);

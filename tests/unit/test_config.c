@@ -427,8 +427,10 @@ static void rules(void **state) {
 
 static void unsupported(void **state) {
     static const char *const asked[][3] = {
-        {"train", "recompute", "full"}, {"data", "document_mask", "true"}, {"parallel", "zero", "1"},
-        {"checkpoint", "every", "5"},   {"checkpoint", "keep_every", "5"},
+        {"train", "recompute", "full"},
+        {"data", "document_mask", "true"},
+        {"checkpoint", "every", "5"},
+        {"checkpoint", "keep_every", "5"},
     };
     for (size_t i = 0; i < sizeof asked / sizeof *asked; i++)
         expect_error(asked[i][0], asked[i][1], asked[i][2], asked[i][1]);

@@ -40,7 +40,7 @@ static void test_learning_rate_is_finite_at_the_edges(void **state) {
     }
 }
 
-static params table(int rank, int size) {
+static params table(int rank, int size, int own_piece, int pieces) {
     static const param_spec specs[] = {
         {.name = "rows", .rows = 10, .cols = 6, .shard = PARAM_BY_ROWS, .init = PARAM_NORMAL, .std = 1},
         {.name = "more", .rows = 7, .cols = 6, .shard = PARAM_BY_ROWS, .joined = true, .init = PARAM_NORMAL, .std = 1},
@@ -50,7 +50,7 @@ static params table(int rank, int size) {
     };
     params p = {0};
     for (size_t i = 0; i < sizeof specs / sizeof *specs; i++) check_status(params_add(&p, "", &specs[i]), STATUS_OK);
-    params_layout(&p, rank, size);
+    check_status(params_layout(&p, rank, size, own_piece, pieces), STATUS_OK);
     return p;
 }
 
@@ -58,7 +58,7 @@ static void test_every_element_belongs_to_one_rank(void **state) {
     for (int size = 1; size <= 11; size++) {
         int seen[10][6] = {{0}}, wide[3][10] = {{0}};
         for (int rank = 0; rank < size; rank++) {
-            params p = table(rank, size);
+            params p = table(rank, size, 0, 1);
             const param *rows = &p.list[0], *cols = &p.list[3], *shared = &p.list[4];
             for (int64_t r = 0; r < rows->n_rows; r++)
                 for (int64_t c = 0; c < rows->n_cols; c++) seen[rows->row + r][rows->col + c]++;
@@ -78,7 +78,7 @@ static void test_every_element_belongs_to_one_rank(void **state) {
 }
 
 static void test_regions_hold_their_class_and_nothing_else(void **state) {
-    params p = table(1, 3);
+    params p = table(1, 3, 0, 1);
     for (int i = 0; i < p.count; i++) {
         const param *q = &p.list[i];
         assert_true(q->offset >= p.region_first[q->region]);
@@ -93,12 +93,12 @@ static void test_regions_hold_their_class_and_nothing_else(void **state) {
 static void test_initial_weights_do_not_depend_on_the_cut(void **state) {
     ops o;
     check_status(ops_cpu(&o, 1), STATUS_OK);
-    params whole = table(0, 1);
+    params whole = table(0, 1, 0, 1);
     arena memory = {.size_bytes = 1 << 16, .base = o.alloc(&o, 1 << 16)};
     params_reserve(&whole, DTYPE_F32, &memory);
     check_status(params_init(&whole, &o, 7), STATUS_OK);
     for (int rank = 0; rank < 4; rank++) {
-        params part = table(rank, 4);
+        params part = table(rank, 4, 0, 1);
         arena other = {.size_bytes = 1 << 16, .base = o.alloc(&o, 1 << 16)};
         params_reserve(&part, DTYPE_F32, &other);
         check_status(params_init(&part, &o, 7), STATUS_OK);

@@ -54,7 +54,7 @@ static status load(loaded *l, const fixture *x, int count, int rank, int size) {
     *l = (loaded){0};
     check_status(ops_cpu(&l->ops, 1), STATUS_OK);
     for (int i = 0; i < SPECS; i++) check_status(params_add(&l->params, "", &specs[i]), STATUS_OK);
-    params_layout(&l->params, rank, size);
+    check_status(params_layout(&l->params, rank, size, 0, 1), STATUS_OK);
     l->memory = (arena){.size_bytes = 1 << 16, .base = l->ops.alloc(&l->ops, 1 << 16)};
     params_reserve(&l->params, DTYPE_F32, &l->memory);
     status_clear();
