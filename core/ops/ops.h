@@ -79,6 +79,14 @@ struct ops {
     void (*offload)(ops *o, int slot, void *host, const offload_part *parts, int count);
     status (*offload_wait)(ops *o, int slot);
 
+    /* A save: more than there is room to gather on the device, so the parts go straight to the host, one behind the
+     * other, in memory from host_alloc or any other, while the queue goes on. Until they have arrived nothing may write
+     * them: what does is queued behind a save_fence. save_wait, on any thread, returns when the last save has arrived,
+     * or with its error. One save at a time. */
+    void (*save)(ops *o, void *host, const offload_part *parts, int count);
+    void (*save_fence)(ops *o);
+    status (*save_wait)(ops *o);
+
     /* y = op(a) op(b) + beta y, op = transpose where the flag is set. Any view with unit column stride. */
     void (*matmul)(ops *o, tensor y, tensor a, bool transpose_a, tensor b, bool transpose_b, float beta);
 

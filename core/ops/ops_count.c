@@ -16,6 +16,11 @@ static void no_offload(ops *o, int slot, void *host, const offload_part *parts, 
 static status no_offload_wait(ops *o, int slot) {
     return STATUS_OK;
 }
+static void no_save(ops *o, void *host, const offload_part *parts, int count) {}
+static void no_save_fence(ops *o) {}
+static status no_save_wait(ops *o) {
+    return STATUS_OK;
+}
 
 static void count_matmul(ops *o, tensor y, tensor a, bool transpose_a, tensor b, bool transpose_b, float beta) {
     o->flops += 2.0 * (double)y.rows * (double)y.cols * (double)(transpose_a ? a.rows : a.cols);
@@ -59,6 +64,9 @@ void ops_count(ops *out, dtype activation, int64_t logit_elements) {
         .host_release = no_release,
         .offload = no_offload,
         .offload_wait = no_offload_wait,
+        .save = no_save,
+        .save_fence = no_save_fence,
+        .save_wait = no_save_wait,
         .matmul = count_matmul,
         .rmsnorm_forward = no_norm,
         .add_rmsnorm_forward = no_add_norm,

@@ -53,6 +53,14 @@ static status cpu_offload_wait(ops *o, int slot) {
     return STATUS_OK;
 }
 
+static void cpu_save(ops *o, void *host, const offload_part *parts, int count) {
+    cpu_offload(o, 0, host, parts, count);
+}
+static void cpu_save_fence(ops *o) {}
+static status cpu_save_wait(ops *o) {
+    return STATUS_OK;
+}
+
 /* ---------------------------------------------------------------- products */
 
 static void cpu_matmul(ops *o, tensor y, tensor a, bool transpose_a, tensor b, bool transpose_b, float beta) {
@@ -334,6 +342,9 @@ status ops_cpu(ops *out, int threads) {
         .host_release = cpu_release,
         .offload = cpu_offload,
         .offload_wait = cpu_offload_wait,
+        .save = cpu_save,
+        .save_fence = cpu_save_fence,
+        .save_wait = cpu_save_wait,
         .matmul = cpu_matmul,
         .rmsnorm_forward = cpu_rmsnorm_forward,
         .add_rmsnorm_forward = cpu_add_rmsnorm_forward,

@@ -1,6 +1,8 @@
 /* Offloads of the CUDA table: on the table's stream the parts are gathered in one staging buffer, which takes
  * microseconds; a side stream carries it over the bus to page-locked memory, which takes milliseconds. One staging
- * buffer serves all slots: the next gathering waits, on the device, until the one before has left. */
+ * buffer serves all slots: the next gathering waits, on the device, until the one before has left.
+ *
+ * A save has no staging, and a stream of its own: it may take as long as a step. */
 #include "core/ops/cuda/offload.h"
 
 #include "core/log.h"
@@ -14,6 +16,9 @@ status cuda_offload_start(cuda_context *c) {
     /* Who waits for these sleeps: it is a thread beside the training loop. */
     for (int i = 0; i < OFFLOAD_SLOTS && code == cudaSuccess; i++)
         code = cudaEventCreateWithFlags(&c->landed[i], cudaEventDisableTiming | cudaEventBlockingSync);
+    if (code == cudaSuccess) code = cudaStreamCreateWithFlags(&c->saving, cudaStreamNonBlocking);
+    if (code == cudaSuccess) code = cudaEventCreateWithFlags(&c->ready, cudaEventDisableTiming);
+    if (code == cudaSuccess) code = cudaEventCreateWithFlags(&c->saved, cudaEventDisableTiming | cudaEventBlockingSync);
     if (code == cudaSuccess) return STATUS_OK;
     return status_fail(STATUS_CONFIG, "GPU %d does not start: %s", c->device, cudaGetErrorString(code));
 }
@@ -24,6 +29,9 @@ void cuda_offload_close(cuda_context *c) {
         if (c->landed[i]) cudaEventDestroy(c->landed[i]);
     if (c->gathered) cudaEventDestroy(c->gathered);
     if (c->side) cudaStreamDestroy(c->side);
+    if (c->ready) cudaEventDestroy(c->ready);
+    if (c->saved) cudaEventDestroy(c->saved);
+    if (c->saving) cudaStreamDestroy(c->saving);
 }
 
 bool cuda_offload_open(ops *o, size_t bytes) {
@@ -77,12 +85,38 @@ void cuda_offload(ops *o, int slot, void *host, const offload_part *parts, int c
     cuda_check(o, code, "offload");
 }
 
-/* What fails here is not the table's first error: that belongs to the caller's thread. */
-status cuda_offload_wait(ops *o, int slot) {
-    cuda_context *c = cuda_of(o);
+/* Waits on any thread for what the event marks. What fails here is not the table's first error: that belongs to the
+ * caller's thread. */
+static status wait_for(const cuda_context *c, cudaEvent_t event, const char *what) {
     cudaError_t code = cudaSetDevice(c->device); /* a thread begins with GPU 0, and would wake it up */
-    if (code == cudaSuccess) code = cudaEventSynchronize(c->landed[slot]);
+    if (code == cudaSuccess) code = cudaEventSynchronize(event);
     if (code == cudaSuccess) return STATUS_OK;
-    return status_fail(STATUS_INTERNAL, "GPU %d: carrying a snapshot to the host: %s", c->device,
+    return status_fail(STATUS_INTERNAL, "GPU %d: carrying %s to the host: %s", c->device, what,
                        cudaGetErrorString(code));
+}
+
+status cuda_offload_wait(ops *o, int slot) {
+    return wait_for(cuda_of(o), cuda_of(o)->landed[slot], "a snapshot");
+}
+
+void cuda_save(ops *o, void *host, const offload_part *parts, int count) {
+    cuda_context *c = cuda_of(o);
+    char *to = host;
+    cudaError_t code = cudaEventRecord(c->ready, c->stream);
+    if (code == cudaSuccess) code = cudaStreamWaitEvent(c->saving, c->ready, 0);
+    for (int i = 0; i < count && code == cudaSuccess; i++) {
+        code = cudaMemcpyAsync(to, parts[i].device, parts[i].bytes, cudaMemcpyDeviceToHost, c->saving);
+        to += parts[i].bytes;
+    }
+    if (code == cudaSuccess) code = cudaEventRecord(c->saved, c->saving);
+    cuda_check(o, code, "save");
+}
+
+void cuda_save_fence(ops *o) {
+    cuda_context *c = cuda_of(o);
+    cuda_check(o, cudaStreamWaitEvent(c->stream, c->saved, 0), "save");
+}
+
+status cuda_save_wait(ops *o) {
+    return wait_for(cuda_of(o), cuda_of(o)->saved, "a checkpoint");
 }

@@ -1,4 +1,4 @@
-/* Private to core/ops/cuda/: the table's offloads. */
+/* Private to core/ops/cuda/: the table's offloads and saves. */
 #pragma once
 
 #include "core/ops/cuda/context.h"
@@ -13,3 +13,6 @@ void *cuda_host_alloc(ops *o, size_t bytes);
 void cuda_host_release(ops *o, void *host);
 void cuda_offload(ops *o, int slot, void *host, const offload_part *parts, int count);
 status cuda_offload_wait(ops *o, int slot);
+void cuda_save(ops *o, void *host, const offload_part *parts, int count);
+void cuda_save_fence(ops *o);
+status cuda_save_wait(ops *o);
