@@ -57,8 +57,8 @@ void findings_prepare(findings_study *study);
 
 void findings_study_free(findings_study *study);
 
-static inline const findings_state *findings_state_at(const findings_run *r, int layer, int head, int snapshot) {
-    return &r->states[((int64_t)layer * r->heads + head) * r->snapshots + snapshot];
+static inline const findings_state *findings_state_at(const findings_run *r, int layer, int head, int k) {
+    return &r->states[((int64_t)layer * r->heads + head) * r->snapshots + k];
 }
 
 typedef struct findings_event { /* of a layer: its onset, or its collapse */
