@@ -30,7 +30,8 @@ typedef struct channel_message {
     int64_t step;
     size_t bytes;
     void *data;
-    int slot; /* at the sending end, of a snapshot: its buffer's number */
+    int slot;       /* at the sending end, of a snapshot: its buffer's number */
+    int64_t number; /* in a worker process (comm/link.h): its place among all that came; else 0 */
 } channel_message;
 
 /* Over MPI: every compute rank opens a sender, every diagnostics rank a receiver. snapshot_bytes: size of each of the

@@ -129,6 +129,10 @@ bool alerts_take(alerts *a, int64_t step, const spectrum *rows,
     return stop;
 }
 
+void alerts_restore(alerts *a, int64_t step, const spectrum *rows) {
+    for (int i = 0; a && i < a->rule_count; i++) count_snapshot(a, i, step, rows);
+}
+
 void alerts_close(alerts *a) {
     if (!a) return;
     for (int i = 0; i < a->rule_count; i++) alerts_rule_free(&a->rules[i]);

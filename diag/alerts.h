@@ -16,6 +16,9 @@ status alerts_open(alerts **out, const config *c, const maps_matrix *matrices, i
 bool alerts_take(alerts *a, int64_t step, const spectrum *rows,
                  void (*say)(void *user, int64_t step, const char *message), void *user);
 
+/* Takes a snapshot of before, the run going on: counts it, and nothing follows. All of the run, by steps. */
+void alerts_restore(alerts *a, int64_t step, const spectrum *rows);
+
 /* Programs that still run are left alone. */
 void alerts_close(alerts *a);
 

@@ -58,8 +58,11 @@ struct diag {
     int64_t tokens_per_step, esd_every;
     under_way snapshots[MOST_UNDER_WAY];
     double next_flush_ms;
-    int64_t checkpoint; /* a step that waits to be confirmed; -1: none */
-    int64_t confirmed;  /* the last one of which all is committed; -1: none */
+    int64_t checkpoint;               /* a step that waits to be confirmed; -1: none */
+    int64_t confirmed;                /* the last one of which all is committed; -1: none */
+    int64_t taken, checkpoint_number; /* numbers of messages: the last, and the checkpoint's */
+    int64_t ended_step;               /* the last snapshot that came to an end; -1: none */
+    diag_progress progress;
 };
 
 static double now_ms(void) {
@@ -127,12 +130,104 @@ static status open_nulls(diag *d, const config *c, const char *run_dir) {
     return STATUS_OK;
 }
 
+/* ---------------------------------------------------------------- a run that goes on */
+
+/* An event of the diagnostics' own. */
+__attribute__((format(printf, 5, 6))) static void note(diag *d, int64_t step, const char *level, const char *kind,
+                                                       const char *format, ...) {
+    diag_event event = {.step = step};
+    va_list args;
+    va_start(args, format);
+    vsnprintf(event.message, sizeof(event.message), format, args);
+    va_end(args);
+    if (d->store) {
+        store_event(d->store, step, level, kind, "%s", event.message);
+        return;
+    }
+    snprintf(event.level, sizeof(event.level), "%s", level);
+    snprintf(event.kind, sizeof(event.kind), "%s", kind);
+    if (channel_post(d->first, DIAG_EVENT, step, &event, sizeof(event)) == STATUS_OK) return;
+    log_error("an event could not be sent (%s): %s", status_message(), event.message);
+    status_clear();
+}
+
+static void add_record(diag *d, const store_snapshot *r) {
+    store_record record = {.kind = STORE_SNAPSHOT, .snapshot = *r};
+    store_add(d->store, &record);
+}
+
+typedef struct restoring {
+    diag *d;
+    snapshot gains; /* of the snapshot that comes next */
+} restoring;
+
+static void restore_gains(void *user, const store_gains *g) {
+    restoring *r = user;
+    size_t bytes = (size_t)g->count * sizeof(float);
+    snapshot_tensor *more = realloc(r->gains.tensors, (size_t)(r->gains.count + 1) * sizeof(*more));
+    if (!more) return;
+    r->gains.tensors = more;
+    more[r->gains.count] = (snapshot_tensor){.rows = 1, .cols = g->count, .data = malloc(bytes)};
+    if (!more[r->gains.count].data) return;
+    snprintf(more[r->gains.count].name, sizeof(more->name), "%s", g->tensor);
+    memcpy(more[r->gains.count++].data, g->gain, bytes);
+}
+
+static bool same_columns(const spectrum *a, const spectrum *b, int count) {
+    for (int i = 0; i < count; i++)
+        for (int c = 0; c < SPECTRUM_COLUMN_COUNT; c++)
+            if (a[i].column[c] != b[i].column[c] && !(isnan(a[i].column[c]) && isnan(b[i].column[c]))) return false;
+    return true;
+}
+
+/* What spans snapshots takes the recorded one in. Columns may be filled now that waited for ensembles when it was
+ * recorded. */
+static void restore_snapshot(void *user, const store_snapshot *recorded) {
+    restoring *r = user;
+    diag *d = r->d;
+    size_t bytes = (size_t)maps_count(d->maps) * sizeof(spectrum);
+    store_snapshot filled = *recorded;
+    filled.rows = malloc(bytes);
+    filled.pairs = NULL;
+    onsets_restore(d->onsets, recorded->step, recorded->rows, recorded->pairs);
+    alerts_restore(d->alerts, recorded->step, recorded->rows);
+    nulls_place_gains(d->nulls, &r->gains);
+    snapshot_free(&r->gains);
+    if (!filled.rows) return;
+    memcpy(filled.rows, recorded->rows, bytes);
+    nulls_restore_rows(d->nulls, filled.rows);
+    nulls_fill(d->nulls, &filled);
+    if (same_columns(filled.rows, recorded->rows, maps_count(d->maps)))
+        free(filled.rows);
+    else
+        add_record(d, &filled);
+}
+
+/* What the run's database tells a service that goes on behind that step. */
+static status restore(diag *d, int64_t step) {
+    int64_t metrics = store_last_metrics(d->store);
+    restoring r = {.d = d};
+    const store_visitor visitor = {restore_gains, restore_snapshot, &r};
+    d->ended_step = step == DIAG_AGAIN ? store_last_snapshot(d->store) : -1;
+    d->progress = (diag_progress){store_messages(d->store), d->ended_step};
+    if (step != DIAG_AGAIN && store_is_new(d->store))
+        note(d, step, "warn", "resume", "there was no database: its rows begin behind step %lld", (long long)step);
+    else if (step != DIAG_AGAIN && metrics < step)
+        note(d, step, "warn", "resume", "rows of steps %lld to %lld are missing in the database",
+             (long long)(metrics + 1), (long long)step);
+    status s = d->maps ? store_read_back(d->store, &visitor) : STATUS_OK;
+    snapshot_free(&r.gains);
+    return s;
+}
+
+/* ---------------------------------------------------------------- opening */
+
 static void set_up(diag *d, const config *c, int rank) {
     d->rank = rank;
     d->ranks = (int)c->diagnostics.ranks;
     d->tokens_per_step = c->train.global_batch * c->model.context;
     d->esd_every = c->diagnostics.esd_every;
-    d->checkpoint = d->confirmed = -1;
+    d->checkpoint = d->confirmed = d->ended_step = d->progress.step = -1;
 }
 
 status diag_open(diag **out, const config *c, const char *run_dir, const char *device, int tp, int dp,
@@ -154,17 +249,23 @@ status diag_open(diag **out, const config *c, const char *run_dir, const char *d
                                        .tp = tp,
                                        .dp = dp,
                                        .matrices = d->maps ? maps_matrices(d->maps) : NULL,
-                                       .matrix_count = d->maps ? maps_count(d->maps) : 0};
+                                       .matrix_count = d->maps ? maps_count(d->maps) : 0,
+                                       .start = resume_step == DIAG_AGAIN ? STORE_SESSION_GOES_ON
+                                                : resume_step >= 0        ? STORE_RUN_GOES_ON
+                                                                          : STORE_SESSION,
+                                       .resume_step = resume_step};
         s = store_open(&d->store, path, &session);
     }
     if (s == STATUS_OK) s = open_onsets(d, c);
     if (s == STATUS_OK) s = open_nulls(d, c, run_dir);
     if (s == STATUS_OK && d->maps) s = alerts_open(&d->alerts, c, maps_matrices(d->maps), maps_count(d->maps), run_dir);
+    if (s == STATUS_OK && resume_step >= 0) s = restore(d, resume_step);
     if (s == STATUS_OK) {
         *out = d;
         return STATUS_OK;
     }
     if (d->store) store_close(d->store);
+    alerts_close(d->alerts);
     close_maps(d);
     free(d);
     return s;
@@ -212,25 +313,6 @@ static void flush(diag *d) {
     status_clear();
 }
 
-/* An event of the diagnostics' own. */
-__attribute__((format(printf, 5, 6))) static void note(diag *d, int64_t step, const char *level, const char *kind,
-                                                       const char *format, ...) {
-    diag_event event = {.step = step};
-    va_list args;
-    va_start(args, format);
-    vsnprintf(event.message, sizeof(event.message), format, args);
-    va_end(args);
-    if (d->store) {
-        store_event(d->store, step, level, kind, "%s", event.message);
-        return;
-    }
-    snprintf(event.level, sizeof(event.level), "%s", level);
-    snprintf(event.kind, sizeof(event.kind), "%s", kind);
-    if (channel_post(d->first, DIAG_EVENT, step, &event, sizeof(event)) == STATUS_OK) return;
-    log_error("an event could not be sent (%s): %s", status_message(), event.message);
-    status_clear();
-}
-
 static size_t record_bytes(int kind) {
     switch (kind) {
     case DIAG_STEP:
@@ -250,11 +332,6 @@ static size_t record_bytes(int kind) {
 
 static void end_text(char *text, size_t size) {
     text[size - 1] = '\0';
-}
-
-static void add_record(diag *d, const store_snapshot *r) {
-    store_record record = {.kind = STORE_SNAPSHOT, .snapshot = *r};
-    store_add(d->store, &record);
 }
 
 /* A snapshot without spectra. */
@@ -323,6 +400,7 @@ static void take_record(diag *d, const channel_message *m) {
         break;
     case DIAG_CHECKPOINT:
         memcpy(&d->checkpoint, m->data, sizeof(d->checkpoint));
+        d->checkpoint_number = m->number;
         flush(d);
         return;
     case DIAG_FINISH:
@@ -356,6 +434,21 @@ static void note_onsets(diag *d, under_way *u) {
     u->pairs = NULL;
 }
 
+/* Gains that ensembles keep from here on: a run that goes on needs them. */
+static void add_gains(diag *d, const under_way *u) {
+    for (int i = 0; i < u->parts.count; i++) {
+        const snapshot_tensor *t = &u->parts.tensors[i];
+        store_record r = {.kind = STORE_GAINS, .gains = {.step = u->step, .count = (int)t->cols}};
+        int layer;
+        if (t->rows != 1 || sscanf(t->name, "layers.%d.", &layer) != 1 || !nulls_took_gains(d->nulls, layer)) continue;
+        snprintf(r.gains.tensor, sizeof(r.gains.tensor), "%s", t->name);
+        r.gains.gain = malloc((size_t)t->cols * sizeof(*r.gains.gain));
+        if (!r.gains.gain) continue; /* the columns with gains stay NULL after a restart */
+        memcpy(r.gains.gain, t->data, (size_t)t->cols * sizeof(*r.gains.gain));
+        store_add(d->store, &r);
+    }
+}
+
 /* Without the spectra of all layers a snapshot is not recorded. */
 static void record_snapshot(diag *d, under_way *u) {
     if (u->why[0]) {
@@ -376,6 +469,7 @@ static void record_snapshot(diag *d, under_way *u) {
                         .rows = u->rows,
                         .values = u->values};
     nulls_place_gains(d->nulls, &u->parts);
+    add_gains(d, u);
     nulls_fill(d->nulls, &r);
     note_onsets(d, u);
     nulls_keep_overlaps(d->nulls, u->step, u->rows);
@@ -415,6 +509,7 @@ static void end_snapshot(diag *d, under_way *u) {
         record_snapshot(d, u);
     else
         send_part(d, u);
+    d->ended_step = u->step > d->ended_step ? u->step : d->ended_step;
     free_snapshot(u);
     flush(d);
 }
@@ -541,12 +636,34 @@ static bool is_part(const diag *d, const channel_message *m, int senders) {
     return m->kind == DIAG_PART && d->store && d->maps && m->sender >= senders && m->sender < senders + d->ranks - 1;
 }
 
-int diag_take(diag *d, const channel_message *message, int senders) {
+/* All that was taken is recorded but shares of snapshots under way; a checkpoint is not while it is not confirmed. */
+static void note_progress(diag *d) {
+    if (d->store && store_waiting(d->store) > 0) return;
+    d->progress =
+        (diag_progress){.number = d->checkpoint < 0 ? d->taken : d->checkpoint_number - 1, .step = d->ended_step};
+    for (int i = 0; i < MOST_UNDER_WAY; i++)
+        if (d->snapshots[i].used && d->snapshots[i].step <= d->progress.step)
+            d->progress.step = d->snapshots[i].step - 1;
+}
+
+static int take_message(diag *d, const channel_message *message, int senders) {
     if (message->kind == CHANNEL_SNAPSHOT && d->maps) return take_share(d, message, senders);
     if (is_part(d, message, senders)) return take_part(d, message, senders);
     take_nulls(d, message->step);
     take_record(d, message);
     return 0;
+}
+
+int diag_take(diag *d, const channel_message *message, int senders) {
+    d->taken = message->number;
+    if (d->store) store_set_message(d->store, message->number);
+    int credits = take_message(d, message, senders);
+    note_progress(d);
+    return credits;
+}
+
+diag_progress diag_recorded(const diag *d) {
+    return d->progress;
 }
 
 bool diag_asks_stop(const diag *d) {
@@ -565,6 +682,12 @@ int diag_give_up(diag *d, int senders) {
             credits++;
         }
     return credits;
+}
+
+void diag_end(diag *d, int senders) {
+    diag_give_up(d, senders);
+    finish_nulls(d);
+    flush(d);
 }
 
 /* ---------------------------------------------------------------- the service */
@@ -587,9 +710,7 @@ status diag_serve(diag *d, channel_receiver *channel, int senders) {
         if (d->confirmed != confirmed) channel_confirm(channel, d->confirmed);
         confirmed = d->confirmed;
     }
-    diag_give_up(d, senders);
-    finish_nulls(d);
-    flush(d);
+    diag_end(d, senders);
     return STATUS_OK;
 }
 

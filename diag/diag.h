@@ -18,6 +18,9 @@ typedef struct diag diag;
 status diag_open(diag **out, const config *c, const char *run_dir, const char *device, int tp, int dp,
                  const char *hosts, int64_t resume_step);
 
+/* As resume_step: the service goes on in its session, where a process that died left it. */
+#define DIAG_AGAIN INT64_MAX
+
 /* A further rank's (1 .. diagnostics.ranks - 1): it computes the layers of its own and sends their spectra through
  * `first`, a channel_relay_open() that the caller closes behind diag_serve(). */
 status diag_open_further(diag **out, const config *c, int rank, channel_sender *first);

@@ -62,6 +62,7 @@ struct nulls {
     nulls_maker *maker; /* NULL: edges only */
     known *bucket[BUCKETS], *fresh, **last_fresh;
     const nulls_gains **gains; /* [layers] */
+    bool *took;                /* [layers] at the last snapshot */
     old_gains *all_gains;
     double *query, *key; /* [H + 1] log ratios of a layer */
     double tw_threshold, z_threshold;
@@ -121,9 +122,10 @@ status nulls_open(nulls **out, const config *c, const maps_matrix *matrices, int
     n->kind_of = malloc(((size_t)count + 1) * sizeof(*n->kind_of));
     n->kind = calloc((size_t)count + 1, sizeof(*n->kind));
     n->gains = calloc((size_t)n->layers, sizeof(*n->gains));
+    n->took = calloc((size_t)n->layers, sizeof(*n->took));
     n->query = calloc((size_t)n->heads + 1, sizeof(double));
     n->key = calloc((size_t)n->heads + 1, sizeof(double));
-    status s = n->kind_of && n->kind && n->gains && n->query && n->key
+    status s = n->kind_of && n->kind && n->gains && n->took && n->query && n->key
                    ? STATUS_OK
                    : status_fail(STATUS_INTERNAL, "out of memory for the nulls of %d matrices", count);
     for (int i = 0; s == STATUS_OK && i < count; i++) n->kind_of[i] = kind_index(n, &matrices[i]);
@@ -169,6 +171,7 @@ void nulls_close(nulls *n) {
     free(n->kind_of);
     free(n->kind);
     free(n->gains);
+    free(n->took);
     free(n->query);
     free(n->key);
     free(n);
@@ -196,6 +199,7 @@ static void place_row(const nulls *n, int index, bool ratios, spectrum *row, con
     row->null_log[0] = log_ratio[0];
     row->null_log[1] = log_ratio[1];
     if (k->shape.ratio_count > 0) row->null_ratio = exp(log_ratio[0] + log_ratio[1]);
+    if (k->shape.ratio_count > 1) row->null_query_ratio = exp(log_ratio[0]);
 }
 
 /* The gains that ensembles are made for change when they have moved. */
@@ -210,6 +214,7 @@ static void place_gains(nulls *n, const snapshot *s, int layer) {
     *o = (old_gains){now, n->all_gains};
     n->all_gains = o;
     n->gains[layer] = now;
+    n->took[layer] = true;
 }
 
 /* Gains alone may come of layers that another rank computes. */
@@ -232,7 +237,26 @@ void nulls_place_rows(nulls *n, const snapshot *s, spectrum *rows, const double 
 }
 
 void nulls_place_gains(nulls *n, const snapshot *s) {
+    memset(n->took, 0, (size_t)n->layers * sizeof(*n->took));
     for (int layer = 0; n->maker && layer < n->layers; layer++) place_gains(n, s, layer);
+}
+
+bool nulls_took_gains(const nulls *n, int layer) {
+    return n->took[layer];
+}
+
+void nulls_restore_rows(const nulls *n, spectrum *rows) {
+    for (int i = 0; i < n->count; i++) {
+        spectrum *row = &rows[i];
+        if (n->kind_of[i] < 0 || isnan(row->null_gap)) continue; /* it was not placed */
+        const nulls_shape *s = &n->kind[n->kind_of[i]].shape;
+        double all = s->ratio_count > 0 ? log(row->null_ratio) : 0;
+        double first = s->ratio_count > 1 ? log(row->null_query_ratio) : all;
+        if (!isfinite(all) || !isfinite(first)) continue; /* an older version did not write it */
+        row->null_log[0] = first;
+        row->null_log[1] = all - first;
+        nulls_round(s, row->null_log);
+    }
 }
 
 void nulls_place(nulls *n, const snapshot *s, spectrum *rows, const double *values) {
@@ -311,7 +335,7 @@ static bool crosses(const nulls *n, const nulls_moments *m, int r, const spectru
 /* false: a column waits. */
 static bool fill_row(nulls *n, int index, const nulls_gains *gains, spectrum *row) {
     const maps_matrix *m = &n->matrices[index];
-    if (isnan(row->null_gap)) return true; /* not placed: no spectrum or no ratio */
+    if (isnan(row->null_gap) || isnan(row->null_log[0])) return true; /* not placed: no spectrum or no ratio */
     known *k = find_known(n, n->kind_of[index], row->null_log, NULL);
     if (!k || !k->ready) return !k;
     nulls_plain_columns(&k->row.moments, m->rank, row);

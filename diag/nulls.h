@@ -21,6 +21,12 @@ void nulls_place_rows(nulls *n, const snapshot *s, spectrum *rows, const double 
 /* The gains that are in the snapshot, of any layer: the latest when nulls_fill() is called count. */
 void nulls_place_gains(nulls *n, const snapshot *s);
 
+/* Whether the last nulls_place_gains() took this layer's: they are what ensembles keep from there on. */
+bool nulls_took_gains(const nulls *n, int layer);
+
+/* Rows [count] as the database has them: null_log again, from the ratios. */
+void nulls_restore_rows(const nulls *n, spectrum *rows);
+
 /* Both. */
 void nulls_place(nulls *n, const snapshot *s, spectrum *rows, const double *values);
 

@@ -91,6 +91,22 @@ static bool keep_pair(reference *r, const maps_matrix *m, int64_t step, const fl
     return true;
 }
 
+static bool crosses(const onsets *o, int64_t step, const spectrum *row, const float *pair) {
+    return step >= 1 && row->tw_score >= o->threshold && !isnan(pair[0]);
+}
+
+void onsets_restore(onsets *o, int64_t step, const spectrum *rows, const float *pairs) {
+    for (int i = 0; i < o->count; i++) {
+        const maps_matrix *m = &o->matrices[i];
+        reference *r = &o->reference[i];
+        if (!o->wanted[i] || r->confirmed) continue;
+        if (r->step >= 0 && !isnan(rows[i].top_overlap))
+            r->confirmed = true;
+        else if (!crosses(o, step, &rows[i], pairs + m->first_pair) || !keep_pair(r, m, step, pairs + m->first_pair))
+            r->step = -1;
+    }
+}
+
 void onsets_note(onsets *o, int64_t step, spectrum *rows, const float *pairs, bool *candidate) {
     for (int i = 0; i < o->count; i++) {
         const maps_matrix *m = &o->matrices[i];
@@ -98,12 +114,12 @@ void onsets_note(onsets *o, int64_t step, spectrum *rows, const float *pairs, bo
         reference *r = &o->reference[i];
         candidate[i] = false;
         if (!o->wanted[i]) continue;
-        bool crosses = step >= 1 && rows[i].tw_score >= o->threshold && !isnan(pair[0]);
+        bool again = crosses(o, step, &rows[i], pair);
         bool next = r->step >= 0 && snapshot_steps_next(&o->config, r->step) == step;
-        if (!r->confirmed && crosses && next) r->confirmed = true;
+        if (!r->confirmed && again && next) r->confirmed = true;
         if (r->confirmed)
             rows[i].top_overlap = overlap(m, r->pair, pair);
-        else if (crosses)
+        else if (again)
             candidate[i] = keep_pair(r, m, step, pair);
         else
             r->step = -1;

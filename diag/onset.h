@@ -22,6 +22,10 @@ const bool *onsets_wanted(const onsets *o);
 /* u*: 1 - F1(u*) = 0.01 / M. */
 double onsets_threshold(const onsets *o);
 
+/* Takes a snapshot of before as it was recorded, the run going on: rows with their top_overlap, pairs as far as they
+ * were kept, NaN at the beginning of others. All of the run, by steps. */
+void onsets_restore(onsets *o, int64_t step, const spectrum *rows, const float *pairs);
+
 /* The snapshot of that step: fills rows' top_overlap = |<u_1(t), u_1><v_1(t), v_1>| from the confirming snapshot on,
  * and says in candidate [count] whose pair is to be kept in the database. pairs as maps_compute_pairs leaves them. */
 void onsets_note(onsets *o, int64_t step, spectrum *rows, const float *pairs, bool *candidate);

@@ -18,7 +18,7 @@ static const char tables[] =
 
 "CREATE TABLE IF NOT EXISTS sessions(run_id INTEGER, attempt INTEGER, slurm_job_id TEXT, hosts TEXT, device TEXT,"
 " tp INTEGER, dp INTEGER, threads INTEGER, code_version TEXT, first_step INTEGER, last_step INTEGER,"
-" exit_code INTEGER, PRIMARY KEY(run_id, attempt));"
+" exit_code INTEGER, messages INTEGER, PRIMARY KEY(run_id, attempt));"
 
 "CREATE TABLE IF NOT EXISTS params(run_id INTEGER, key TEXT, value TEXT, PRIMARY KEY(run_id, key));"
 
@@ -31,7 +31,8 @@ static const char tables[] =
 
 "CREATE TABLE IF NOT EXISTS spectra(snapshot_id INTEGER, matrix_id INTEGER, "
 SPECTRUM_COLUMNS(COLUMN)
-"null_id INTEGER, null_ratio REAL, status TEXT, PRIMARY KEY(snapshot_id, matrix_id)) WITHOUT ROWID;"
+"null_id INTEGER, null_ratio REAL, status TEXT, null_query_ratio REAL, PRIMARY KEY(snapshot_id, matrix_id))"
+" WITHOUT ROWID;"
 
 /* stat: median and max over the heads; layer: the layer-scope map's own values. */
 "CREATE TABLE IF NOT EXISTS layer_spectra(run_id INTEGER, form TEXT, part TEXT, stat TEXT, step INTEGER,"
@@ -44,6 +45,10 @@ SPECTRUM_COLUMNS(REAL)
 
 "CREATE TABLE IF NOT EXISTS vectors(snapshot_id INTEGER, matrix_id INTEGER, u BLOB, v BLOB,"
 " PRIMARY KEY(snapshot_id, matrix_id));"
+
+/* Norm gains, float32, that ensembles keep from that step on; by them a resumed run knows which. */
+"CREATE TABLE IF NOT EXISTS gains(run_id INTEGER, step INTEGER, tensor TEXT, gain BLOB,"
+" PRIMARY KEY(run_id, step, tensor)) WITHOUT ROWID;"
 
 "CREATE TABLE IF NOT EXISTS nulls(null_id INTEGER PRIMARY KEY, key TEXT UNIQUE, draws INTEGER, seed INTEGER, m REAL,"
 " s REAL, lambda_max_mean REAL, lambda_max_sd REAL, stable_rank_mean REAL, stable_rank_sd REAL,"

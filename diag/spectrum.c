@@ -36,7 +36,7 @@ const char *spectrum_status_name(spectrum_status s) {
 void spectrum_clear(spectrum *out, spectrum_status why) {
     out->status = why;
     out->null_id = 0;
-    out->null_ratio = out->null_log[0] = out->null_log[1] = NAN;
+    out->null_ratio = out->null_query_ratio = out->null_log[0] = out->null_log[1] = NAN;
     for (int i = 0; i < SPECTRUM_COLUMN_COUNT; i++) out->column[i] = NAN;
 }
 

@@ -85,9 +85,10 @@ const char *spectrum_status_name(spectrum_status s);
 /* A value that does not exist is NaN here and NULL in SQL; no other NaN and no infinity is ever in it. */
 typedef struct spectrum {
     spectrum_status status;
-    int64_t null_id;    /* the row of `nulls` that the tw_ and z_ columns are against; 0: none */
-    double null_ratio;  /* of standard deviations, where that null depends on one; NaN */
-    double null_log[2]; /* the log ratios that it is at (diag/nulls_draw.h); NaN: not known */
+    int64_t null_id;         /* the row of `nulls` that the tw_ and z_ columns are against; 0: none */
+    double null_ratio;       /* of standard deviations, where that null depends on one; NaN */
+    double null_query_ratio; /* the query's share of it, where the null depends on both; NaN */
+    double null_log[2];      /* the log ratios that it is at (diag/nulls_draw.h); NaN: not known */
     union {
         struct {
 #define X(name, type) double name;

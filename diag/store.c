@@ -43,11 +43,12 @@ int store_run(sqlite3_stmt *q) {
     return sqlite3_reset(q);
 }
 
-static int64_t query_int(store *s, const char *sql, int64_t absent) {
+int64_t store_query_int(store *s, const char *sql, int64_t absent) {
     sqlite3_stmt *q = NULL;
     int64_t value = absent;
-    if (sqlite3_prepare_v2(s->db, sql, -1, &q, NULL) == SQLITE_OK && sqlite3_step(q) == SQLITE_ROW &&
-        sqlite3_column_type(q, 0) != SQLITE_NULL)
+    int rc = sqlite3_prepare_v2(s->db, sql, -1, &q, NULL);
+    if (rc == SQLITE_OK && sqlite3_bind_parameter_count(q) > 0) rc = sqlite3_bind_int64(q, 1, s->run_id);
+    if (rc == SQLITE_OK && sqlite3_step(q) == SQLITE_ROW && sqlite3_column_type(q, 0) != SQLITE_NULL)
         value = sqlite3_column_int64(q, 0);
     sqlite3_finalize(q);
     return value;
@@ -106,8 +107,8 @@ static char *join_tags(config_list tags) {
 static int write_run(store *s, const config *c) {
     char uuid[37], now[32], *tags = join_tags(c->run.tags), *yaml = config_to_yaml(c);
     sqlite3_stmt *q = NULL;
-    s->run_id = query_int(s, "SELECT min(run_id) FROM runs", -1);
-    bool fresh = s->run_id < 0;
+    s->run_id = store_query_int(s, "SELECT min(run_id) FROM runs", -1);
+    bool fresh = s->fresh = s->run_id < 0;
     if (fresh) s->run_id = 1;
     make_uuid(uuid);
     store_now(now, sizeof(now));
@@ -136,7 +137,7 @@ static int write_run(store *s, const config *c) {
 
 static int write_session(store *s, const store_session *session) {
     sqlite3_stmt *q = NULL;
-    s->attempt = query_int(s, "SELECT max(attempt) + 1 FROM sessions", 1);
+    s->attempt = store_query_int(s, "SELECT max(attempt) + 1 FROM sessions WHERE run_id = ?1", 1);
     int rc = sqlite3_prepare_v2(s->db,
                                 "INSERT INTO sessions(run_id, attempt, slurm_job_id, hosts, device, tp, dp, threads,"
                                 " code_version) VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -187,7 +188,9 @@ static int write_start(store *s, const store_session *session) {
     int rc = sqlite3_exec(s->db, "BEGIN IMMEDIATE", NULL, NULL, NULL);
     if (rc == SQLITE_OK) rc = schema_prepare(s->db);
     if (rc == SQLITE_OK) rc = write_run(s, session->config);
-    if (rc == SQLITE_OK) rc = write_session(s, session);
+    if (rc == SQLITE_OK && session->start == STORE_RUN_GOES_ON) rc = store_forget_behind(s, session->resume_step);
+    if (rc == SQLITE_OK)
+        rc = session->start == STORE_SESSION_GOES_ON ? store_find_session(s) : write_session(s, session);
     if (rc == SQLITE_OK) rc = write_matrices(s);
     if (rc == SQLITE_OK) rc = sqlite3_exec(s->db, "COMMIT", NULL, NULL, NULL);
     return rc == SQLITE_OK ? store_prepare(s) : rc;
@@ -206,7 +209,7 @@ status store_open(store **out, const char *path, const store_session *session) {
     store *s = calloc(1, sizeof(*s));
     if (!s) return out_of_memory();
     s->last = &s->first;
-    s->first_step = s->last_step = -1;
+    s->first_step = s->last_step = s->written_step = -1;
     s->matrices = session->matrices;
     s->matrix_count = session->matrix_count;
     s->path = strdup(path);

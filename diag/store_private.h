@@ -10,6 +10,7 @@ typedef struct waiting {
     store_record record;
     size_t bytes;
     int64_t number; /* an event's place in the session */
+    int64_t message;
     char time[32];
     struct waiting *next;
 } waiting;
@@ -21,6 +22,9 @@ struct store {
     bool wal;
     int64_t run_id, attempt, events;
     int64_t first_step, last_step; /* of this session; -1: none yet */
+    int64_t written_step;          /* the last that is committed */
+    int64_t message, messages;     /* now; of which all records are committed */
+    bool fresh;
     const maps_matrix *matrices;
     int matrix_count;
     int64_t *matrix_id;
@@ -52,8 +56,17 @@ void store_unprepare(store *s);
 /* The rows of one record, inside the caller's transaction. */
 int store_write_record(store *s, const waiting *w);
 
-/* The steps of this session up to last. */
-int store_write_steps_seen(store *s, int64_t last);
+/* The steps of this session up to last, and the messages of which all is written. */
+int store_write_progress(store *s, int64_t last, int64_t messages);
+
+/* Deletes what a run that goes on behind that step makes again. */
+int store_forget_behind(store *s, int64_t step);
+
+/* The session that goes on: its number, events, steps and messages. */
+int store_find_session(store *s);
+
+/* The first cell of the answer with the run's id as ?1; absent where it is NULL or there is none. */
+int64_t store_query_int(store *s, const char *sql, int64_t absent);
 
 /* As store_flush, at the end: what does not fit on the disk gives its spectra up, oldest first, for the sake of the
  * rest. */

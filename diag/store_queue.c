@@ -14,6 +14,7 @@ enum { PART_RECORDS = 256 }; /* at most, in a transaction; not one more when the
 static const size_t PART_BYTES = (size_t)4 << 20, MOST_WAITING_BYTES = (size_t)256 << 20;
 
 static void free_rows(waiting *w) {
+    if (w->record.kind == STORE_GAINS) free(w->record.gains.gain);
     if (w->record.kind != STORE_SNAPSHOT) return;
     free(w->record.snapshot.rows);
     free(w->record.snapshot.values);
@@ -54,6 +55,7 @@ void store_add(store *s, const store_record *record) {
         return;
     }
     w->record = *record;
+    w->message = s->message;
     store_now(w->time, sizeof(w->time));
     if (record->kind == STORE_EVENT) w->number = ++s->events;
     if (record->kind == STORE_SNAPSHOT) w->bytes = rows_bytes(s, &record->snapshot);
@@ -68,6 +70,14 @@ void store_add(store *s, const store_record *record) {
     s->waiting_bytes += w->bytes;
     /* A database that stays away must not cost all memory. */
     while (s->waiting_bytes > MOST_WAITING_BYTES && lose_spectra(s)) continue;
+}
+
+void store_set_message(store *s, int64_t number) {
+    s->message = number;
+}
+
+int64_t store_messages(const store *s) {
+    return s->messages;
 }
 
 void store_event(store *s, int64_t step, const char *level, const char *kind, const char *format, ...) {
@@ -106,6 +116,7 @@ typedef struct part {
     int tried, refused;
     size_t bytes;
     int64_t last_step; /* of its training steps; -1: none */
+    int64_t messages;  /* of which all records are written with it, or were before */
 } part;
 
 /* One record, as a whole or not at all. */
@@ -130,7 +141,8 @@ static int write_records(store *s, part *p, int most) {
         p->end = w->next;
         if (w->record.kind == STORE_STEP) p->last_step = w->record.step.step;
     }
-    return p->last_step < 0 ? SQLITE_OK : store_write_steps_seen(s, p->last_step);
+    p->messages = p->end ? p->end->message - 1 : s->message;
+    return store_write_progress(s, p->last_step < 0 ? s->written_step : p->last_step, p->messages);
 }
 
 /* The first `most` records in one transaction, or fewer that are large. After a failure, whose text is put into why,
@@ -179,6 +191,8 @@ status store_flush(store *s) {
         int rc = write_part(s, &p, most, why, sizeof(why));
         if (rc == SQLITE_OK) {
             s->lost += p.refused;
+            s->messages = p.messages;
+            if (p.last_step >= 0) s->written_step = p.last_step;
             forget(s, p.end);
         } else if (p.tried > 1 && !is_lock(rc)) {
             most = p.tried / 2;

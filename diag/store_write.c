@@ -16,9 +16,9 @@
               "INSERT INTO snapshots(run_id, step, tokens, status, lag_ms, compute_ms) VALUES(?, ?, ?, ?, ?, ?)"       \
               " ON CONFLICT(run_id, step) DO UPDATE SET tokens = excluded.tokens, status = excluded.status,"           \
               " lag_ms = excluded.lag_ms, compute_ms = excluded.compute_ms RETURNING snapshot_id")                     \
-    STATEMENT(spectrum,                                                                                                \
-              "INSERT OR REPLACE INTO spectra(snapshot_id, matrix_id, " SPECTRUM_COLUMNS(                              \
-                  SCHEMA_NAME) "null_id, null_ratio, status) VALUES(?, ?, " SPECTRUM_COLUMNS(SCHEMA_MARK) "?, ?, ?)")  \
+    STATEMENT(spectrum, "INSERT OR REPLACE INTO spectra(snapshot_id, matrix_id, " SPECTRUM_COLUMNS(                    \
+                            SCHEMA_NAME) "null_id, null_ratio, status, null_query_ratio) VALUES(?, "                   \
+                                         "?, " SPECTRUM_COLUMNS(SCHEMA_MARK) "?, ?, ?, ?)")                            \
     STATEMENT(                                                                                                         \
         layer,                                                                                                         \
         "INSERT OR REPLACE INTO layer_spectra(" SPECTRUM_COLUMNS(                                                      \
@@ -31,7 +31,9 @@
               " VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")                                         \
     STATEMENT(esd, "INSERT OR REPLACE INTO esd VALUES(?, ?, ?, ?)")                                                    \
     STATEMENT(pair, "INSERT OR REPLACE INTO vectors VALUES(?, ?, ?, ?)")                                               \
-    STATEMENT(steps_seen, "UPDATE sessions SET first_step = ?3, last_step = ?4 WHERE run_id = ?1 AND attempt = ?2")    \
+    STATEMENT(gains, "INSERT OR REPLACE INTO gains VALUES(?, ?, ?, ?)")                                                \
+    STATEMENT(progress,                                                                                                \
+              "UPDATE sessions SET first_step = ?3, last_step = ?4, messages = ?5 WHERE run_id = ?1 AND attempt = ?2") \
     STATEMENT(exit_code, "UPDATE sessions SET exit_code = ?3 WHERE run_id = ?1 AND attempt = ?2")                      \
     STATEMENT(run_end, "UPDATE runs SET status = ?2, ended_at = ?3 WHERE run_id = ?1")
 
@@ -133,6 +135,16 @@ static int write_spectrum(store *s, int64_t snapshot_id, int index, const spectr
         sqlite3_bind_null(q, 3 + SPECTRUM_COLUMN_COUNT);
     store_bind_real(q, 4 + SPECTRUM_COLUMN_COUNT, row->null_ratio);
     store_bind_text(q, 5 + SPECTRUM_COLUMN_COUNT, spectrum_status_name(row->status));
+    store_bind_real(q, 6 + SPECTRUM_COLUMN_COUNT, row->null_query_ratio);
+    return store_run(q);
+}
+
+static int write_gains(store *s, const store_gains *r) {
+    sqlite3_stmt *q = s->sql[SQL_gains];
+    sqlite3_bind_int64(q, 1, s->run_id);
+    sqlite3_bind_int64(q, 2, r->step);
+    store_bind_text(q, 3, r->tensor);
+    sqlite3_bind_blob64(q, 4, r->gain, (sqlite3_uint64)r->count * sizeof(*r->gain), SQLITE_STATIC);
     return store_run(q);
 }
 
@@ -259,17 +271,27 @@ int store_write_record(store *s, const waiting *w) {
         return write_snapshot(s, &w->record.snapshot);
     case STORE_NULL:
         return write_null(s, &w->record.null);
+    case STORE_GAINS:
+        return write_gains(s, &w->record.gains);
     case STORE_FINISH:
         return write_finish(s, &w->record.finish, w->time);
     }
     return SQLITE_INTERNAL;
 }
 
-int store_write_steps_seen(store *s, int64_t last) {
-    sqlite3_stmt *q = s->sql[SQL_steps_seen];
+static void bind_number(sqlite3_stmt *q, int index, int64_t number, bool exists) {
+    if (exists)
+        sqlite3_bind_int64(q, index, number);
+    else
+        sqlite3_bind_null(q, index);
+}
+
+int store_write_progress(store *s, int64_t last, int64_t messages) {
+    sqlite3_stmt *q = s->sql[SQL_progress];
     sqlite3_bind_int64(q, 1, s->run_id);
     sqlite3_bind_int64(q, 2, s->attempt);
-    sqlite3_bind_int64(q, 3, s->first_step);
-    sqlite3_bind_int64(q, 4, last);
+    bind_number(q, 3, s->first_step, last >= 0);
+    bind_number(q, 4, last, last >= 0);
+    bind_number(q, 5, messages, messages > 0);
     return store_run(q);
 }

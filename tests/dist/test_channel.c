@@ -216,6 +216,44 @@ static void credits_are_neither_lost_nor_invented(void **state) {
     comm_roles_free(&r);
 }
 
+/* Confirmations reach compute rank 0 in any thread, the last one counts, and credits are not touched by it. */
+static void *wait_for_confirmation(void *user) {
+    while (channel_confirmed(user) < 40) wait_a_moment();
+    return NULL;
+}
+
+static void steps_are_confirmed(void **state) {
+    comm_roles r = split(1);
+    if (r.diagnostics) {
+        channel_receiver *channel = NULL;
+        check_status(channel_receiver_open(&channel, &r), STATUS_OK);
+        channel_message m;
+        check_status(channel_receive(channel, &m), STATUS_OK);
+        channel_release(channel, &m);
+        channel_grant(channel);
+        for (int64_t step = 0; step <= 40; step += 20) channel_confirm(channel, step);
+        check_status(channel_receive(channel, &m), STATUS_OK);
+        assert_int_equal(m.kind, CHANNEL_END);
+        channel_confirm(channel, 60); /* too late for anybody */
+        channel_receiver_close(channel);
+    } else {
+        channel_sender *s = NULL;
+        check_status(channel_sender_open(&s, &r, 0, cpu()), STATUS_OK);
+        assert_int_equal(channel_confirmed(s), -1);
+        if (r.compute_rank == 0) {
+            pthread_t thread;
+            check_status(channel_post(s, 1, 0, "", 0), STATUS_OK);
+            assert_int_equal(pthread_create(&thread, NULL, wait_for_confirmation, s), 0);
+            while (!channel_take_credit(s)) wait_a_moment();
+            pthread_join(thread, NULL);
+            assert_int_equal(channel_confirmed(s), 40);
+            assert_false(channel_take_credit(s));
+        }
+        check_status(channel_sender_close(s), STATUS_OK);
+    }
+    comm_roles_free(&r);
+}
+
 /* A diagnostics rank that gives up goes on taking, and training does not notice. */
 static void a_receiver_that_gives_up_holds_nobody_back(void **state) {
     comm_roles r = split(1);
@@ -556,6 +594,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(everything_arrives_under_load),
     cmocka_unit_test(senders_go_on_while_the_receiver_is_busy),
     cmocka_unit_test(credits_are_neither_lost_nor_invented),
+    cmocka_unit_test(steps_are_confirmed),
     cmocka_unit_test(a_snapshot_is_sent_when_its_copy_has_arrived),
     cmocka_unit_test(a_device_that_fails_ends_the_snapshots),
     cmocka_unit_test(a_receiver_that_gives_up_holds_nobody_back),

@@ -53,6 +53,19 @@ static void every_record_arrives_once_in_order(void **state) {
     channel_receiver_close(r);
 }
 
+static void steps_are_confirmed(void **state) {
+    channel_sender *s = NULL;
+    channel_receiver *r = NULL;
+    check_status(channel_local_open(&s, &r), STATUS_OK);
+    assert_int_equal(channel_confirmed(s), -1);
+    channel_confirm(r, 0);
+    assert_int_equal(channel_confirmed(s), 0);
+    channel_confirm(r, 30);
+    assert_int_equal(channel_confirmed(s), 30);
+    check_status(channel_sender_close(s), STATUS_OK);
+    channel_receiver_close(r);
+}
+
 static void *receive_one(void *user) {
     channel_message m;
     if (channel_receive(user, &m) != STATUS_OK || m.kind != 7) return NULL;
@@ -131,6 +144,7 @@ static void misuse_is_refused(void **state) {
 
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(every_record_arrives_once_in_order),
+    cmocka_unit_test(steps_are_confirmed),
     cmocka_unit_test(a_receiver_waits_for_a_record),
     cmocka_unit_test(an_empty_record_is_a_record),
     cmocka_unit_test(a_closed_receiver_fails_the_sender),

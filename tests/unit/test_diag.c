@@ -109,6 +109,38 @@ static void broken_snapshots_do_not_stop_the_service(void **state) {
     check_sql("SELECT count(*) FROM events WHERE kind = 'fault' AND message LIKE 'rank 0%'", 2);
 }
 
+static void send_checkpoint(diag *d, int64_t step) {
+    send_record(d, DIAG_CHECKPOINT, &step, sizeof(step));
+}
+
+/* Neither while a snapshot of its time is under way nor while rows wait for a database that others hold. */
+static void a_checkpoint_is_confirmed_when_its_rows_are_in(void **state) {
+    config c = test_config();
+    diag *d = open_diag(&c);
+    diag_step step = {.step = 1, .tokens = 256, .loss = 6};
+    assert_int_equal(diag_confirmed(d), -1);
+    send_checkpoint(d, 0);
+    assert_int_equal(diag_confirmed(d), 0);
+    assert_int_equal(send_share(d, &c, 0, 10, 0), 0);
+    assert_int_equal(send_share(d, &c, 0, 20, 0), 0);
+    send_checkpoint(d, 10);
+    assert_int_equal(diag_confirmed(d), 0);
+    assert_int_equal(send_share(d, &c, 1, 10, 0), 1);
+    assert_int_equal(diag_confirmed(d), 10);
+    check_sql("SELECT count(*) FROM snapshots", 1);
+    sqlite3 *other = rundb_open(SQLITE_OPEN_READWRITE);
+    assert_int_equal(sqlite3_exec(other, "BEGIN IMMEDIATE", NULL, NULL, NULL), SQLITE_OK);
+    send_record(d, DIAG_STEP, &step, sizeof(step));
+    send_checkpoint(d, 11);
+    assert_int_equal(diag_confirmed(d), 10);
+    sqlite3_close(other);
+    send_checkpoint(d, 12);
+    assert_int_equal(diag_confirmed(d), 12);
+    check_sql("SELECT count(*) FROM train_metrics", 1);
+    send_finish(d);
+    check_status(diag_close(d), STATUS_OK);
+}
+
 /* More snapshots under way than there are credits: the oldest has lost a share. */
 static void the_oldest_makes_room(void **state) {
     config c = test_config();
@@ -186,11 +218,14 @@ static void a_local_channel_is_served(void **state) {
         diag_step step = {.step = i, .tokens = 256 * i, .loss = 6.0 / i};
         check_status(channel_post(sender, DIAG_STEP, i, &step, sizeof(step)), STATUS_OK);
     }
+    diag_checkpoint checkpoint = {.step = 50};
+    check_status(channel_post(sender, DIAG_CHECKPOINT, 50, &checkpoint, sizeof(checkpoint)), STATUS_OK);
     diag_finish finish = {.last_step = 50, .status = "finished"};
     check_status(channel_post(sender, DIAG_FINISH, 50, &finish, sizeof(finish)), STATUS_OK);
     check_status(channel_sender_close(sender), STATUS_OK);
     check_status(diag_serve(d, receiver, 1), STATUS_OK);
     channel_receiver_close(receiver);
+    assert_int_equal(diag_confirmed(d), 50);
     check_status(diag_close(d), STATUS_OK);
     check_sql("SELECT count(*) FROM train_metrics", 50);
     check_sql("SELECT count(*) FROM matrices", 0);
@@ -297,6 +332,7 @@ static void a_missing_half_is_a_failed_snapshot(void **state) {
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup_teardown(shares_become_spectra, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(broken_snapshots_do_not_stop_the_service, rundb_setup, rundb_teardown),
+    cmocka_unit_test_setup_teardown(a_checkpoint_is_confirmed_when_its_rows_are_in, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(the_oldest_makes_room, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(another_model_is_a_failed_snapshot, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(records_become_rows, rundb_setup, rundb_teardown),

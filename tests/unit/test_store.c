@@ -541,7 +541,7 @@ static void older_files_are_upgraded(void **state) {
     check_sql("SELECT count(*) FROM runs WHERE uuid = 'aec35e81-e938-48ae-b21e-1ef9b9545bd4'", 1);
     check_sql("SELECT count(*) FROM sessions", 2);
     check_integrity();
-    rundb_change("UPDATE meta SET value = '3'; DROP VIEW v_metrics");
+    rundb_change("UPDATE meta SET value = '99'; DROP VIEW v_metrics");
     double objects = rundb_number("SELECT count(*) FROM sqlite_schema");
     check_status(open_run(&r), STATUS_DATA);
     assert_non_null(strstr(status_message(), "newer version"));
