@@ -754,8 +754,6 @@ static status check_supported(const loader *l) {
     const config *c = l->config;
     RULE(c->train.recompute != RECOMPUTE_NONE, train.recompute, "this version keeps all activations (none)");
     RULE(c->data.document_mask, data.document_mask, "this version attends across document ends (false)");
-    RULE(c->checkpoint.every > 0, checkpoint.every, "this version writes no checkpoints (0)");
-    RULE(c->checkpoint.keep_every > 0, checkpoint.keep_every, "this version writes no checkpoints (0)");
     return STATUS_OK;
 }
 

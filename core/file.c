@@ -83,17 +83,21 @@ status file_read_all(char **out, size_t *bytes, const char *path, size_t limit_b
     return STATUS_OK;
 }
 
-/* A rename is durable once the folder that holds the name is. */
+status file_sync_folder(const char *path) {
+    int fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    status result = STATUS_OK;
+    /* EINVAL: a file system that cannot sync folders has nothing more to offer. */
+    if (fd < 0 || (fsync(fd) != 0 && errno != EINVAL))
+        result = status_fail(STATUS_IO, "cannot sync the folder %s: %s", path, strerror(errno));
+    if (fd >= 0) close(fd);
+    return result;
+}
+
 static status sync_folder_of(const char *path) {
     const char *slash = strrchr(path, '/');
     char *folder = slash ? strndup(path, slash == path ? 1 : (size_t)(slash - path)) : strdup(".");
     if (!folder) return status_fail(STATUS_INTERNAL, "out of memory");
-    int fd = open(folder, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    status result = STATUS_OK;
-    /* EINVAL: a file system that cannot sync folders has nothing more to offer. */
-    if (fd < 0 || (fsync(fd) != 0 && errno != EINVAL))
-        result = status_fail(STATUS_IO, "cannot sync the folder %s: %s", folder, strerror(errno));
-    if (fd >= 0) close(fd);
+    status result = file_sync_folder(folder);
     free(folder);
     return result;
 }

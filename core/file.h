@@ -16,6 +16,9 @@ char *file_join(const char *folder, const char *name);
 /* Creates the folder and its missing parents. IO when that is not possible or a part of the path is no folder. */
 status file_make_dirs(const char *path);
 
+/* Makes the names in the folder durable: a rename is, once its folder is. */
+status file_sync_folder(const char *path);
+
 /* The file's bytes and a NUL behind them, malloc'ed. NO_INPUT when it cannot be opened or is a folder, DATA when it has
  * more than limit_bytes, IO when reading fails. */
 status file_read_all(char **out, size_t *bytes, const char *path, size_t limit_bytes);

@@ -7,6 +7,7 @@ typedef struct train_options {
     const char *config_path;
     const char *const *settings; /* "section.key=value" */
     int setting_count;
+    const char *resume; /* NULL: a new run; or what it goes on from (trainer/resume.h) */
 } train_options;
 
 /* The body of one rank, compute or diagnostics; MPI is started and all ranks call it. On failure all ranks return the

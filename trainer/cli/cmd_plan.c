@@ -55,7 +55,7 @@ static status print_launch_lines(int world, const config_arguments *a) {
 
 status cmd_plan(int argc, char **argv) {
     config_arguments arguments;
-    TRY(config_arguments_parse(&arguments, argc, argv));
+    TRY(config_arguments_parse(&arguments, argc, argv, false));
     if (arguments.help) {
         fputs(help, stdout);
         return STATUS_OK;

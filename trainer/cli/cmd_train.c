@@ -7,24 +7,30 @@
 #include <stdio.h>
 
 static const char help[] =
-    "usage: mpirun -n W bulkhead train CONFIG [--set section.key=value ...]\n"
+    "usage: mpirun -n W bulkhead train CONFIG [--set section.key=value ...] [--resume auto|DIR]\n"
     "\n"
     "Pretrains the model that CONFIG describes. W is parallel.tensor x parallel.data + diagnostics.ranks;\n"
-    "`bulkhead plan CONFIG` prints the launch line. Writes runs/NAME: config.yaml, log.txt, run.db.\n"
+    "`bulkhead plan CONFIG` prints the launch line. Writes runs/NAME: config.yaml, log.txt, run.db, checkpoints.\n"
     "\n"
     "  --set section.key=value   overrides a key of CONFIG; may be repeated\n"
+    "  --resume auto             goes on from the run folder's newest whole checkpoint; begins where there is none\n"
+    "  --resume DIR              goes on from that checkpoint, or from the newest in that folder\n"
     "\n"
-    "Exit codes: 0 done, 64 usage, 65 bad data, 66 no input, 70 internal or not finite, 74 I/O, 78 configuration.\n";
+    "SIGTERM and SIGUSR1 end the run behind the step under way, with a checkpoint and exit code 75; a second one, 5\n"
+    "seconds later or more, ends it at once.\n"
+    "\n"
+    "Exit codes: 0 done, 64 usage, 65 bad data, 66 no input, 70 internal or not finite, 74 I/O, 75 stopped after a\n"
+    "checkpoint, 78 configuration.\n";
 
 status cmd_train(int argc, char **argv) {
     config_arguments arguments;
-    TRY(config_arguments_parse(&arguments, argc, argv));
+    TRY(config_arguments_parse(&arguments, argc, argv, true));
     if (arguments.help) {
         fputs(help, stdout);
         return STATUS_OK;
     }
     TRY(comm_start(&argc, &argv));
-    train_options options = {arguments.path, arguments.settings, arguments.setting_count};
+    train_options options = {arguments.path, arguments.settings, arguments.setting_count, arguments.resume};
     status s = train_run(&options);
     int rank = 0;
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);

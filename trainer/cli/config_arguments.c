@@ -7,9 +7,10 @@
 
 enum { SETTINGS = sizeof((config_arguments){0}).settings / sizeof(char *) };
 
-status config_arguments_parse(config_arguments *out, int argc, char **argv) {
+status config_arguments_parse(config_arguments *out, int argc, char **argv, bool resumes) {
     static const struct option options[] = {
-        {"set", required_argument, NULL, 's'}, {"help", no_argument, NULL, 'h'}, {NULL, 0, NULL, 0}};
+        {"set", required_argument, NULL, 's'}, {"help", no_argument, NULL, 'h'},
+        {"resume", required_argument, NULL, 'r'}, {NULL, 0, NULL, 0}};
     *out = (config_arguments){0};
     opterr = 0;
     optind = 1;
@@ -22,6 +23,10 @@ status config_arguments_parse(config_arguments *out, int argc, char **argv) {
             if (out->setting_count == SETTINGS)
                 return status_fail(STATUS_USAGE, "more than %d --set options; put them into the file", SETTINGS);
             out->settings[out->setting_count++] = optarg;
+            break;
+        case 'r':
+            if (!resumes) return status_fail(STATUS_USAGE, "--resume is for `bulkhead train`");
+            out->resume = optarg;
             break;
         default:
             return command_bad_option(argv, option);

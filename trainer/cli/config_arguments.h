@@ -1,4 +1,5 @@
-/* The arguments that `train` and `plan` share: CONFIG and any number of --set section.key=value. */
+/* The arguments that `train` and `plan` share: CONFIG and any number of --set section.key=value; and --resume, which
+ * `plan` has no use for. */
 #pragma once
 
 #include "core/status.h"
@@ -9,8 +10,9 @@ typedef struct config_arguments {
     const char *path; /* NULL with --help */
     const char *settings[256];
     int setting_count;
+    const char *resume; /* of --resume, NULL without */
     bool help;
 } config_arguments;
 
-/* USAGE when CONFIG is missing or an argument is not understood. */
-status config_arguments_parse(config_arguments *out, int argc, char **argv);
+/* USAGE when CONFIG is missing or an argument is not understood. resumes: --resume is. */
+status config_arguments_parse(config_arguments *out, int argc, char **argv, bool resumes);

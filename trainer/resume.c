@@ -1,0 +1,212 @@
+#include "trainer/resume.h"
+
+#include "core/file.h"
+#include "core/log.h"
+#include "trainer/events.h"
+#include "trainer/run_folder.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+/* Logged now, an event later. */
+__attribute__((format(printf, 2, 3))) static void note(resume *r, const char *format, ...) {
+    char(*more)[512] = realloc(r->notes, ((size_t)r->note_count + 1) * sizeof *more);
+    char text[512];
+    va_list args;
+    va_start(args, format);
+    vsnprintf(text, sizeof text, format, args);
+    va_end(args);
+    log_info("%s", text);
+    if (!more) return;
+    r->notes = more;
+    memcpy(r->notes[r->note_count++], text, sizeof text);
+}
+
+/* ---------------------------------------------------------------- what there is */
+
+/* The newest first. Those behind the one that `latest` names belong to a future that the run has left. */
+static status list_candidates(resume *r) {
+    TRY(checkpoint_list(r->folder, &r->steps, &r->count));
+    int64_t latest = checkpoint_latest(r->folder);
+    while (latest >= 0 && r->next < r->count && r->steps[r->next] > latest) r->next++;
+    return STATUS_OK;
+}
+
+/* One checkpoint, named by its folder. */
+static status take_one(resume *r, const char *path) {
+    char whole[CHECKPOINT_PATH_BYTES];
+    snprintf(whole, sizeof whole, "%s", path);
+    for (size_t n = strlen(whole); n > 1 && whole[n - 1] == '/';) whole[--n] = '\0';
+    char *slash = strrchr(whole, '/');
+    int64_t step = checkpoint_step_of(slash ? slash + 1 : whole);
+    if (step < 0)
+        return status_fail(STATUS_NO_INPUT, "--resume %s: a checkpoint's folder is named step- and eight digits", path);
+    r->steps = malloc(sizeof *r->steps);
+    if (!r->steps) return status_fail(STATUS_INTERNAL, "out of memory");
+    r->steps[0] = step;
+    r->count = 1;
+    if (slash) *slash = '\0';
+    snprintf(r->folder, sizeof r->folder, "%s", !slash ? "." : slash == whole ? "/" : whole);
+    return STATUS_OK;
+}
+
+static bool holds(const char *folder, const char *name) {
+    char *path = file_join(folder, name);
+    bool there = path && file_exists(path);
+    free(path);
+    return there;
+}
+
+static status take_named(resume *r, const char *path) {
+    r->any_run = true;
+    if (holds(path, "manifest.json")) return take_one(r, path);
+    if (holds(path, "checkpoints"))
+        snprintf(r->folder, sizeof r->folder, "%s/checkpoints", path);
+    else
+        snprintf(r->folder, sizeof r->folder, "%s", path);
+    TRY(list_candidates(r));
+    if (r->count > r->next) return STATUS_OK;
+    return status_fail(STATUS_NO_INPUT, "--resume %s: there is no checkpoint", path);
+}
+
+status resume_find(resume *r, const config *c, const char *how) {
+    *r = (resume){0};
+    if (!how) return STATUS_OK;
+    r->adopts = file_exists(c->run.dir);
+    if (r->adopts) TRY(run_folder_read_id(c, r->run));
+    if (strcmp(how, "auto") != 0) {
+        TRY(take_named(r, how));
+    } else if (r->adopts) {
+        snprintf(r->folder, sizeof r->folder, "%s/checkpoints", c->run.dir);
+        TRY(list_candidates(r));
+    }
+    r->reads = r->count > r->next;
+    if (r->adopts && !r->reads) note(r, "%s has no checkpoint: the run begins again", c->run.dir);
+    return STATUS_OK;
+}
+
+/* ---------------------------------------------------------------- whether it may */
+
+typedef struct comparison {
+    resume *resume;
+    const checkpoint *checkpoint;
+    status result;
+} comparison;
+
+static bool is_in(const char *key, const char *section) {
+    return strncmp(key, section, strlen(section)) == 0 && key[strlen(section)] == '.';
+}
+
+/* Without these it would be another run. A size's name stands for the keys that it sets. */
+static bool must_match(const char *key) {
+    if (strcmp(key, "model.size") == 0) return false;
+    return is_in(key, "model") || is_in(key, "attention") || is_in(key, "data") || strcmp(key, "run.seed") == 0;
+}
+
+static void compare_key(void *user, const char *key, const char *value) {
+    comparison *k = user;
+    const char *was = json_string_value(json_object_get(k->checkpoint->config, key));
+    if (!was || strcmp(was, value) == 0 || strcmp(key, "run.dir") == 0 || k->result != STATUS_OK) return;
+    if (must_match(key)) {
+        k->result = status_fail(STATUS_CONFIG,
+                                "%s: the checkpoint %s was made with \"%s\", this configuration says \"%s\"; a run goes "
+                                "on with the same model, attention, data and seed",
+                                key, k->checkpoint->path, was, value);
+        return;
+    }
+    note(k->resume, "%s: \"%s\" before, \"%s\" from here on", key, was, value);
+}
+
+static status check_config(resume *r, const checkpoint *k, const config *c, int64_t windows) {
+    comparison compared = {.resume = r, .checkpoint = k};
+    config_visit(c, compare_key, &compared);
+    TRY(compared.result);
+    if (k->windows == windows) return STATUS_OK;
+    return status_fail(STATUS_CONFIG,
+                       "data.train: the shards hold %ld samples, and held %ld when the checkpoint %s was made; a run "
+                       "goes on with the same data",
+                       (long)windows, (long)k->windows, k->path);
+}
+
+static status check_run(const resume *r, const checkpoint *k) {
+    if (!r->run[0] || strcmp(k->run, r->run) == 0) return STATUS_OK;
+    return status_fail(r->any_run ? STATUS_CONFIG : STATUS_DATA,
+                       "%s: it is a checkpoint of another run than the run folder's%s", k->path,
+                       r->any_run ? "; choose another run.dir" : "");
+}
+
+/* ---------------------------------------------------------------- reading */
+
+/* Damaged or not there: the one before it may be whole. */
+static bool may_skip(status s) {
+    return s == STATUS_DATA || s == STATUS_NO_INPUT;
+}
+
+static void note_skipped(resume *r) {
+    note(r, "a checkpoint is left out: %s", status_message());
+    status_clear();
+}
+
+/* Rank 0: the next one that looks whole; its path is "" when there is none. */
+static status next_candidate(resume *r, const config *c, int64_t windows, checkpoint *k) {
+    for (; r->next < r->count; r->next++) {
+        char path[CHECKPOINT_PATH_BYTES + 64], name[CHECKPOINT_NAME_BYTES];
+        checkpoint_name(name, r->steps[r->next]);
+        snprintf(path, sizeof path, "%s/%s", r->folder, name);
+        status s = checkpoint_read(k, path);
+        if (s == STATUS_OK) s = check_run(r, k);
+        if (s == STATUS_OK) {
+            r->next++;
+            return check_config(r, k, c, windows);
+        }
+        checkpoint_free(k);
+        if (!may_skip(s)) return s;
+        note_skipped(r);
+    }
+    return STATUS_OK;
+}
+
+status resume_load(resume *r, const config *c, int64_t windows, params *p, ops *o, const comm_roles *roles,
+                   checkpoint_state *state) {
+    bool first = roles->compute_rank == 0;
+    for (;;) {
+        checkpoint k = {0};
+        char path[CHECKPOINT_PATH_BYTES] = "";
+        status s = comm_agree(roles->compute, first ? next_candidate(r, c, windows, &k) : STATUS_OK);
+        if (first && s == STATUS_OK) snprintf(path, sizeof path, "%s", k.path);
+        if (s == STATUS_OK && MPI_Bcast(path, sizeof path, MPI_CHAR, 0, roles->compute) != MPI_SUCCESS)
+            s = status_fail(STATUS_INTERNAL, "passing on the checkpoint's path failed");
+        if (s == STATUS_OK && !path[0])
+            s = status_fail(STATUS_DATA, "no checkpoint is whole; log.txt says what is wrong with each. Start without "
+                                         "--resume in another run.dir, or bring one back");
+        if (s != STATUS_OK) {
+            checkpoint_free(&k);
+            return s;
+        }
+        if (!first) s = checkpoint_read(&k, path);
+        if (s == STATUS_OK) s = checkpoint_load(&k, p, o);
+        s = comm_agree(roles->compute, s);
+        *state = k.state;
+        int tp = k.tp, dp = k.dp;
+        checkpoint_free(&k);
+        if (s == STATUS_OK && first)
+            note(r, "the run goes on from %s, written by tensor %d x data %d ranks", path, tp, dp);
+        if (s == STATUS_OK || !may_skip(s)) return s;
+        if (first)
+            note_skipped(r);
+        else
+            status_clear();
+    }
+}
+
+void resume_tell(const resume *r, channel_sender *records, int64_t step) {
+    for (int i = 0; i < r->note_count; i++) event_post(records, step, "info", "resume", "%s", r->notes[i]);
+}
+
+void resume_free(resume *r) {
+    free(r->steps);
+    free(r->notes);
+    *r = (resume){0};
+}

@@ -1,0 +1,173 @@
+/* One step of a job: gradients, the update, and what is told of it. */
+#include "trainer/job.h"
+
+#include "core/clock.h"
+#include "core/log.h"
+#include "core/snapshot_steps.h"
+#include "trainer/events.h"
+#include "trainer/optimizer.h"
+#include "trainer/schedule.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+#include <unistd.h>
+
+/* With train.on_nan: skip, so many updates in a row may be left out: what does not recover by then will not. */
+enum { MOST_LEFT_OUT = 10 };
+
+/* ---------------------------------------------------------------- validation */
+
+/* Windows [first, first + count) of d into the batch; the rest of the batch is filled with token 0. */
+static void load_windows(job *j, const dataset *d, int64_t first, int64_t count) {
+    int64_t context = j->c.model.context;
+    memset(j->input, 0, (size_t)(j->micro_batch * context) * sizeof *j->input);
+    memset(j->target, 0, (size_t)(j->micro_batch * context) * sizeof *j->target);
+    for (int64_t i = 0; i < count; i++) dataset_window(d, first + i, j->input + i * context, j->target + i * context);
+}
+
+/* What a model that knows only the tokens' frequencies would reach: the line that a run must get under. */
+static void post_unigram_entropy(job *j) {
+    if (j->info.vocab == 0) return;
+    const dataset_split *split = j->validates ? &j->info.validation : &j->info.train;
+    diag_eval record = {.tokens = split->tokens, .loss = split->unigram_entropy_nats, .split = "unigram"};
+    record_post(j->records, DIAG_EVAL, 0, &record, sizeof record);
+}
+
+/* Every token weighs the same. */
+void job_validate(job *j, int64_t step) {
+    int64_t context = j->c.model.context, windows = j->c.train.eval_tokens / context;
+    if (windows < 1) windows = 1;
+    if (windows > j->validation.windows) windows = j->validation.windows;
+    for (int64_t first = 0, batch = 0; first < windows; first += j->micro_batch, batch++) {
+        if (batch % j->roles.dp != j->roles.dp_rank) continue;
+        int64_t count = windows - first < j->micro_batch ? windows - first : j->micro_batch;
+        load_windows(j, &j->validation, first, count);
+        model_evaluate(&j->model, j->input, j->target, count);
+    }
+    model_reduce_loss(&j->model);
+    double sum = model_take_loss(&j->model);
+    diag_eval record = {.step = step, .tokens = windows * context, .loss = sum / (double)(windows * context)};
+    snprintf(record.split, sizeof record.split, "validation");
+    record_post(j->records, DIAG_EVAL, step, &record, sizeof record);
+    j->state.validation_loss = record.loss;
+    if (j->roles.compute_rank == 0)
+        log_info("step %ld: validation loss %.4f over %ld tokens", (long)step, record.loss, (long)record.tokens);
+}
+
+/* ---------------------------------------------------------------- a step */
+
+static void snapshot_if_due(job *j, int64_t step) {
+    if (!j->watches || !snapshot_steps_due(&j->c, step)) return;
+    if (!snapshots_admitted(&j->c, &j->roles, j->sender, step)) {
+        event_post(j->records, step, "info", "drop", "snapshot dropped: the diagnostics rank is behind");
+        return;
+    }
+    if (snapshots_send(&j->snapshots, j->sender, step) != STATUS_OK) {
+        log_error("step %ld: snapshots end here: %s", (long)step, status_message());
+        j->watches = false;
+    }
+}
+
+/* Loss and gradients of this rank's share of the step's samples: sample s of the global batch belongs to data-parallel
+ * rank s / (global_batch / Q). */
+static void accumulate(job *j, int64_t step) {
+    int64_t context = j->c.model.context, share = j->c.train.global_batch / j->roles.dp;
+    float scale = (float)(1.0 / (double)(j->c.train.global_batch * context));
+    model_zero_gradients(&j->model);
+    for (int64_t k = 0; k < j->accumulation; k++) {
+        for (int64_t i = 0; i < j->micro_batch; i++) {
+            int64_t sample = j->roles.dp_rank * share + k * j->micro_batch + i;
+            dataset_window(&j->train, sampler_window(&j->sampler, step, sample), j->input + i * context,
+                           j->target + i * context);
+        }
+        model_train(&j->model, j->input, j->target, scale, k == j->accumulation - 1);
+    }
+}
+
+static void progress(const job *j, const diag_step *r) {
+    if (j->roles.compute_rank != 0) return;
+    bool due = r->step % j->c.train.log_every == 0 || r->step == 1 || r->step == j->last_step;
+    int64_t left = j->last_step - r->step, made = r->step - j->first_step;
+    double left_s = (double)left * (clock_now_s() - j->started_s) / (double)made;
+    if (isatty(STDERR_FILENO) && !due)
+        fprintf(stderr, "\rstep %ld/%ld  loss %.4f  %.0f tokens/s  %.0f s left\033[K", (long)r->step,
+                (long)j->last_step, r->loss, r->tokens_per_s, left_s);
+    if (due)
+        log_info("%sstep %ld/%ld  loss %.4f  grad norm %.3f  lr %.2e  %.0f tokens/s  %.0f s left",
+                 isatty(STDERR_FILENO) ? "\r\033[K" : "", (long)r->step, (long)j->last_step, r->loss, r->grad_norm,
+                 r->lr, r->tokens_per_s, left_s);
+}
+
+/* A loss or gradient that is not finite: the update was left out on every rank; stop, or go on with the next step. */
+static status not_finite(job *j, const diag_step *r) {
+    char message[256];
+    snprintf(message, sizeof message, "step %ld: loss %g, gradient norm %g: not finite; the update is left out",
+             (long)r->step, r->loss, r->grad_norm);
+    event_post(j->records, r->step, "error", "nan", "%s", message);
+    if (j->c.train.on_nan == ON_NAN_STOP)
+        return status_fail(STATUS_INTERNAL,
+                           "%s and training stops (train.on_nan: stop); lower train.lr or raise train.warmup", message);
+    if (++j->state.left_out == MOST_LEFT_OUT)
+        return status_fail(STATUS_INTERNAL,
+                           "%s, the %dth in a row, and training stops; lower train.lr or raise train.warmup", message,
+                           MOST_LEFT_OUT);
+    if (j->roles.compute_rank == 0) log_warn("%s", message);
+    return STATUS_OK;
+}
+
+static void tell_spike(job *j, const diag_step *r) {
+    double usual;
+    if (!spikes_note(&j->state.spikes, r->loss, &usual) || j->roles.compute_rank != 0) return;
+    log_warn("step %ld: the loss of %.4f is a spike: the last %d had a median of %.4f", (long)r->step, r->loss,
+             SPIKES_WINDOW, usual);
+    event_post(j->records, r->step, "warn", "spike", "the loss of %.4f is a spike: the last %d had a median of %.4f",
+               r->loss, SPIKES_WINDOW, usual);
+}
+
+/* Unless the gradient is not finite, which every rank sees alike. */
+static void update(job *j, double lr) {
+    checkpoint_fence(j->writer);
+    optimizer_update(&j->model, &j->c, ++j->state.updates, lr);
+    j->state.left_out = 0;
+}
+
+status job_step(job *j, int64_t number) {
+    double start = clock_now_s();
+    int64_t tokens = j->c.train.global_batch * j->c.model.context;
+    accumulate(j, number);
+    optimizer_reduce(&j->model);
+    model_reduce_loss(&j->model);
+    double loss = model_take_loss(&j->model);
+    diag_step record = {.step = number,
+                        .tokens = number * tokens,
+                        .loss = loss / (double)tokens,
+                        .grad_norm = optimizer_norm(&j->model),
+                        .lr = schedule_lr(&j->c, number),
+                        .mfu = NAN};
+    bool finite = isfinite(record.loss) && isfinite(record.grad_norm);
+    if (finite) update(j, record.lr);
+    status s = model_status(&j->model);
+    if (s != STATUS_OK) {
+        log_error("step %ld: %s", (long)number, status_message());
+        comm_abort(s);
+    }
+    record.step_ms = 1e3 * (clock_now_s() - start);
+    record.tokens_per_s = 1e3 * (double)tokens / record.step_ms;
+    j->state.step = number;
+    j->state.loss = record.loss;
+    record_post(j->records, DIAG_STEP, number, &record, sizeof record);
+    progress(j, &record);
+    tell_spike(j, &record);
+    if (!finite) TRY(not_finite(j, &record));
+    snapshot_if_due(j, number);
+    int64_t every = j->c.train.eval_every;
+    if (j->validates && (number == j->last_step || (every && number % every == 0))) job_validate(j, number);
+    return STATUS_OK;
+}
+
+void job_begin(job *j) {
+    post_unigram_entropy(j);
+    snapshot_if_due(j, 0);
+    if (j->validates && j->last_step == 0) job_validate(j, 0);
+}
