@@ -1,6 +1,7 @@
 /* What the nulls promise, with the numbers it takes to see it: minutes of work, label `long`. */
 #include "check.h"
 #include "diag/nulls.h"
+#include "noise_runs.h"
 #include "nulls_models.h"
 #include "spectra_models.h"
 
@@ -124,12 +125,83 @@ static void levels_of_decoupled_at_130m(void **state) {
     check_levels(VARIANT_MLA_DECOUPLED, MIDDLE_130M);
 }
 
+/* ---------------------------------------------------------------- the onset rules */
+
+enum { NOISE_RUNS = 500, NOISE_LAYERS = 2, NOISE_SNAPSHOTS = 12, PLANTED_RUNS = 36 };
+
+/* Runs whose weights drift and whose gains drift with them: u* alone, whatever the size, fires in at most 1%. */
+static void check_noise(const char *variant) {
+    noise_model n = noise_open(variant, NOISE_LAYERS, NOISE_SNAPSHOTS);
+    int runs[NOISE_DRIFTS] = {0}, early[NOISE_DRIFTS] = {0}, references[NOISE_DRIFTS] = {0},
+        rejected[NOISE_DRIFTS] = {0}, all = 0;
+    for (int i = 0; i < NOISE_RUNS; i++) {
+        noise_run r = {.drift = i % NOISE_DRIFTS, .moves_gains = true, .seed = inputs_seed + (uint64_t)i};
+        noise_outcome o = noise_go(&n, &r, 1);
+        runs[r.drift]++;
+        early[r.drift] += o.onsets + o.hidden > 0;
+        references[r.drift] += o.references > 0;
+        rejected[r.drift] += o.rejected;
+        all += o.onsets + o.hidden + o.references > 0;
+    }
+    noise_close(&n);
+    for (int d = 0; d < NOISE_DRIFTS; d++)
+        printf("%s, %s: of %d runs %d have an onset at u* alone, %d a reference of top_overlap, %d a start that is "
+               "rejected\n",
+               variant, noise_names[d], runs[d], early[d], references[d], rejected[d]);
+    if (all > NOISE_RUNS / 100) fail_msg("%d of %d noise runs fire", all, NOISE_RUNS);
+}
+
+static void check_spikes(const char *variant) {
+    noise_model n = noise_open(variant, NOISE_LAYERS, NOISE_SNAPSHOTS);
+    int heads = PLANTED_RUNS * n.heads, found = 0, references = 0;
+    for (int i = 0; i < PLANTED_RUNS; i++) {
+        noise_run r = {.drift = i % NOISE_DRIFTS, .seed = inputs_seed + (uint64_t)i, .excess = 1.5};
+        noise_outcome o = noise_go(&n, &r, 1.25);
+        found += o.onsets;
+        references += o.references;
+    }
+    noise_close(&n);
+    printf("%s: of %d heads with a spike of 1.5 e^m %d have an onset at theta = 1.25, %d a reference\n", variant, heads,
+           found, references);
+    assert_true(found >= 0.95 * heads && references >= 0.95 * heads);
+}
+
+static void noise_of_mha(void **state) {
+    check_noise("mha");
+}
+static void noise_of_prerope(void **state) {
+    check_noise("mla-prerope");
+}
+static void noise_of_decoupled(void **state) {
+    check_noise("mla-decoupled");
+}
+static void spikes_of_mha(void **state) {
+    check_spikes("mha");
+}
+static void spikes_of_prerope(void **state) {
+    check_spikes("mla-prerope");
+}
+static void spikes_of_decoupled(void **state) {
+    check_spikes("mla-decoupled");
+}
+
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(interpolation_at_130m),      cmocka_unit_test(levels_of_mha_at_tiny),
-    cmocka_unit_test(levels_of_prerope_at_tiny),  cmocka_unit_test(levels_of_decoupled_at_tiny),
-    cmocka_unit_test(levels_of_mha_at_60m),       cmocka_unit_test(levels_of_prerope_at_60m),
-    cmocka_unit_test(levels_of_decoupled_at_60m), cmocka_unit_test(levels_of_mha_at_130m),
-    cmocka_unit_test(levels_of_prerope_at_130m),  cmocka_unit_test(levels_of_decoupled_at_130m),
+    cmocka_unit_test(interpolation_at_130m),
+    cmocka_unit_test(levels_of_mha_at_tiny),
+    cmocka_unit_test(levels_of_prerope_at_tiny),
+    cmocka_unit_test(levels_of_decoupled_at_tiny),
+    cmocka_unit_test(levels_of_mha_at_60m),
+    cmocka_unit_test(levels_of_prerope_at_60m),
+    cmocka_unit_test(levels_of_decoupled_at_60m),
+    cmocka_unit_test(levels_of_mha_at_130m),
+    cmocka_unit_test(levels_of_prerope_at_130m),
+    cmocka_unit_test(levels_of_decoupled_at_130m),
+    cmocka_unit_test_setup_teardown(noise_of_mha, noise_start, noise_end),
+    cmocka_unit_test_setup_teardown(noise_of_prerope, noise_start, noise_end),
+    cmocka_unit_test_setup_teardown(noise_of_decoupled, noise_start, noise_end),
+    cmocka_unit_test_setup_teardown(spikes_of_mha, noise_start, noise_end),
+    cmocka_unit_test_setup_teardown(spikes_of_prerope, noise_start, noise_end),
+    cmocka_unit_test_setup_teardown(spikes_of_decoupled, noise_start, noise_end),
 };
 
 TEST_MAIN(tests)
