@@ -3,9 +3,8 @@
 
 #include "trainer/checkpoint.h"
 
-/* RUN/checkpoints, and the folder of a step in it: under its name, or while it is written. */
+/* RUN/checkpoints. */
 void checkpoint_folder(char out[CHECKPOINT_PATH_BYTES], const config *c);
-void checkpoint_path(char out[CHECKPOINT_PATH_BYTES], const config *c, int64_t step, bool whole);
 
 /* The name of a rank's shard, and of a box in it: "layers.0.attention.W_Q/moment1@128:0". */
 enum { CHECKPOINT_BOX_NAME_BYTES = PARAM_NAME_BYTES + 64 };

@@ -18,6 +18,7 @@
 typedef struct derived {
     int64_t threads, micro_batch, data_parallel;
     int64_t resume_step; /* the database goes on behind it; -1: it begins */
+    int64_t saved_step;  /* the same, where the run folder has the checkpoint itself */
     char device[64], host[64];
 } derived;
 
@@ -45,7 +46,7 @@ typedef struct job {
     bool watches; /* snapshots are sent */
     checkpoint_source source; /* of checkpoints */
     checkpoint_writer *writer;
-    int64_t saved_step; /* of the last checkpoint begun or read; -1: none */
+    int64_t saved_step; /* of the last checkpoint of the run folder, begun or read; -1: none */
     bool stopped;       /* an alert ended the run */
     int signal;         /* that ended it; 0: none */
     comm_watchdog *watchdog;

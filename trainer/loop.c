@@ -95,6 +95,7 @@ status job_loop(job *j) {
     j->started_s = clock_now_s();
     resume_tell(&j->resume, j->records, j->first_step);
     if (!j->resume.reads) job_begin(j);
+    if (j->resume.reads && j->saved_step < 0) save(j); /* from elsewhere: it can go on from here by itself now */
     while (s == STATUS_OK && j->state.step < j->last_step && !j->signal) {
         int64_t number = j->state.step + 1;
         comm_watch_step(j->watchdog, number);

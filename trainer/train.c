@@ -46,17 +46,26 @@ static status open_log(job *j) {
     return log_to_file(path);
 }
 
+/* A run may go on from another one's checkpoint: then its own folder has none yet. */
+static bool has_checkpoint(const job *j) {
+    char path[CHECKPOINT_PATH_BYTES];
+    checkpoint_path(path, &j->c, j->state.step, true);
+    return j->resume.reads && file_exists(path);
+}
+
 /* From compute rank 0 to all ranks. */
 static status share_derived(job *j) {
     derived *d = &j->derived;
     if (j->roles.compute_rank == 0) {
         *d = (derived){.threads = j->c.run.threads, .micro_batch = j->micro_batch, .data_parallel = j->c.parallel.data,
-                       .resume_step = j->resume.reads ? j->state.step : -1};
+                       .resume_step = j->resume.reads ? j->state.step : -1,
+                       .saved_step = has_checkpoint(j) ? j->state.step : -1};
         snprintf(d->device, sizeof d->device, "%s", j->ops.device);
         snprintf(d->host, sizeof d->host, "%s", j->roles.host);
     }
     if (MPI_Bcast(d, sizeof *d, MPI_BYTE, j->roles.compute_world_ranks[0], j->roles.world) != MPI_SUCCESS)
         return status_fail(STATUS_INTERNAL, "passing on what the compute ranks derived failed");
+    j->saved_step = d->saved_step;
     if (!j->roles.diagnostics) return STATUS_OK;
     j->c.run.threads = d->threads;
     j->c.train.micro_batch = d->micro_batch;
@@ -80,10 +89,9 @@ static status build(job *j) {
 
 static status load(job *j) {
     j->state = (checkpoint_state){.loss = NAN, .validation_loss = NAN};
-    j->saved_step = -1;
     if (!j->resume.reads) return STATUS_OK;
     TRY(resume_load(&j->resume, &j->c, j->train.windows, &j->model.params, &j->ops, &j->roles, &j->state));
-    j->first_step = j->saved_step = j->state.step;
+    j->first_step = j->state.step;
     return STATUS_OK;
 }
 
@@ -93,8 +101,8 @@ static status open_run_folder(job *j) {
     if (!j->resume.adopts) return run_folder_create(&j->c, j->resume.run);
     TRY(run_folder_adopt(&j->c, j->resume.run));
     run_folder_path(folder, sizeof folder, &j->c, "checkpoints");
-    bool own = j->resume.reads && checkpoint_latest(folder) > j->state.step;
-    return own ? checkpoint_set_latest(&j->c, j->state.step) : STATUS_OK;
+    bool back = j->saved_step >= 0 && checkpoint_latest(folder) > j->saved_step;
+    return back ? checkpoint_set_latest(&j->c, j->saved_step) : STATUS_OK;
 }
 
 static status open_outputs(job *j) {

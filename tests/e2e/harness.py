@@ -83,22 +83,22 @@ class RunTest(unittest.TestCase):
                 for section, keys in merged.items() if keys))
         return path
 
-    def command(self, ranks, config, run, *settings):
-        """mpirun -n ranks bulkhead train config; the run folder is DIR/run."""
+    def command(self, ranks, config, run, *settings, resume=None):
+        """mpirun -n ranks bulkhead train config; the run folder is DIR/run. resume: auto or a path."""
         command = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", str(ranks), BULKHEAD,
                    "train", config, "--set", f"run.dir={self.path(run)}"]
         for setting in settings:
             command += ["--set", setting]
-        return command
+        return command + (["--resume", resume] if resume else [])
 
-    def launch(self, *launch):
+    def launch(self, *launch, **how):
         """Runs such a command. Returns (exit code, stdout, stderr)."""
-        done = subprocess.run(self.command(*launch), capture_output=True, text=True, timeout=self.time_limit_s)
+        done = subprocess.run(self.command(*launch, **how), capture_output=True, text=True, timeout=self.time_limit_s)
         return done.returncode, done.stdout, done.stderr
 
-    def in_background(self, *launch):
+    def in_background(self, *launch, **how):
         """Starts such a command; it is killed when the test ends."""
-        job = subprocess.Popen(self.command(*launch), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        job = subprocess.Popen(self.command(*launch, **how), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         self.addCleanup(job.kill)
         return job
 
