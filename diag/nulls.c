@@ -4,6 +4,8 @@
 
 #include "core/clock.h"
 #include "core/rng.h"
+#include "core/snapshot_steps.h"
+#include "diag/findings_statistics.h"
 #include "diag/nulls_columns.h"
 #include "diag/nulls_grid.h"
 #include "diag/nulls_maker.h"
@@ -16,7 +18,7 @@
 
 enum { BUCKETS = 4096, LAYER_DRAWS = 16, REFILL_EVERY_S = 5 };
 static const size_t MOST_KEPT_BYTES = (size_t)128 << 20;
-static const double LEAST_EFFECT = 1.25, MOST_RANK = 0.8; /* theta and the collapse of section 6.5 */
+static const double FAMILY_LEVEL = 0.01, LEAST_EFFECT = 1.25, MOST_RANK = 0.8; /* theta and collapse of section 6.5 */
 
 /* A shape that some matrices have. */
 typedef struct kind {
@@ -93,16 +95,11 @@ static int kind_index(nulls *n, const maps_matrix *m) {
     return n->kinds++;
 }
 
-/* Snapshots that the run has planned: section 5. */
-static double planned_snapshots(const config *c) {
-    double dense = fmin((double)c->diagnostics.dense_until, (double)c->train.steps);
-    return 2 + dense + (double)c->train.steps / fmax((double)c->diagnostics.every, 1);
-}
-
+/* As the findings of this run alone have them: of several runs they are farther out. */
 static void set_thresholds(nulls *n) {
-    double tests = planned_snapshots(&n->config) * n->layers * n->heads;
-    n->tw_threshold = nulls_tw1_threshold(0.01 / tests);
-    n->z_threshold = nulls_normal_threshold(0.01 / tests);
+    double tests = fmax(1, (double)snapshot_steps_count(&n->config) * n->layers * n->heads);
+    n->tw_threshold = findings_tracy_widom_threshold(FAMILY_LEVEL / tests);
+    n->z_threshold = findings_normal_quantile(FAMILY_LEVEL / tests);
 }
 
 status nulls_open(nulls **out, const config *c, const maps_matrix *matrices, int count, const char *run_dir, int draws,

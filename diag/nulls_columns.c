@@ -54,26 +54,3 @@ void nulls_gains_columns(const nulls_moments *m, int r, spectrum *row) {
     row->tw_score_gains = score(m, r, row);
     row->z_effective_rank_rest_gains = deviation(m, NULLS_effective_rank_rest, row->effective_rank_rest);
 }
-
-static double log_tail(double u) {
-    return -2.0 / 3 * pow(u, 1.5) - log(4 * sqrt(M_PI)) - 0.75 * log(u);
-}
-
-double nulls_tw1_threshold(double alpha) {
-    double low = 1, high = 200;
-    if (alpha > 0.01) return 1;
-    for (int i = 0; i < 100; i++) {
-        double middle = 0.5 * (low + high);
-        *(log_tail(middle) > log(alpha) ? &low : &high) = middle;
-    }
-    return low;
-}
-
-double nulls_normal_threshold(double alpha) {
-    double low = -38, high = 0;
-    for (int i = 0; i < 100; i++) {
-        double middle = 0.5 * (low + high);
-        *(0.5 * erfc(-middle / M_SQRT2) < alpha ? &low : &high) = middle;
-    }
-    return low;
-}

@@ -19,10 +19,3 @@ void nulls_plain_columns(const nulls_moments *m, int r, spectrum *row);
 
 /* tw_score_gains and z_effective_rank_rest_gains, the same against an ensemble with gains kept. */
 void nulls_gains_columns(const nulls_moments *m, int r, spectrum *row);
-
-/* u with exp(-2/3 u^1.5) / (4 sqrt(pi) u^0.75) = alpha, the tail of Tracy-Widom 1 to leading order (conservative);
- * 1 for alpha > 0.01. */
-double nulls_tw1_threshold(double alpha);
-
-/* z with P(normal <= z) = alpha, alpha < 1/2. */
-double nulls_normal_threshold(double alpha);

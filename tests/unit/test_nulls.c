@@ -257,16 +257,6 @@ static void ratios_end_with_the_grid(void **state) {
     check_near(far[0], 0.12345, 0x1p-11);
 }
 
-/* ---------------------------------------------------------------- thresholds */
-
-static void thresholds(void **state) {
-    check_near(nulls_tw1_threshold(1e-6), 6.2751, 1e-4);
-    double u = nulls_tw1_threshold(1e-7);
-    check_near(exp(-2.0 / 3 * pow(u, 1.5)) / (4 * sqrt(M_PI) * pow(u, 0.75)), 1e-7, 1e-15);
-    check_near(nulls_normal_threshold(0.05), -1.6448536269514722, 1e-9);
-    check_near(nulls_normal_threshold(1e-8), -5.612001244174789, 1e-8);
-}
-
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(edges_of_chains),
     cmocka_unit_test(edges_of_blocks),
@@ -278,7 +268,6 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(even_gains_are_the_plain_null),
     cmocka_unit_test(interpolation_between_ensembles),
     cmocka_unit_test(ratios_end_with_the_grid),
-    cmocka_unit_test(thresholds),
 };
 
 TEST_MAIN(tests)

@@ -3,6 +3,8 @@
 #include "check.h"
 #include "diag/nulls.h"
 #include "diag/nulls_cache.h"
+#include "diag/nulls_columns.h"
+#include "diag/onset.h"
 #include "folder.h"
 #include "nulls_models.h"
 #include "spectra_models.h"
@@ -109,6 +111,34 @@ static void gains_are_kept_where_it_matters(void **state) {
     snapshot_free(&s);
 }
 
+/* The limit for it is u* of this run: of a head that an onset counts the gains are known, and of none under it. */
+static void gains_are_kept_from_the_onsets_threshold_on(void **state) {
+    use_cache(state);
+    for (int above = 0; above < 2; above++) {
+        snapshot s = {0};
+        config c = noise_model(VARIANT_MHA, &s, 3, false);
+        run r = start(&c, &s, DRAWS);
+        onsets *o;
+        check_status(onsets_open(&o, &c, maps_matrices(r.rows.maps), maps_count(r.rows.maps)), STATUS_OK);
+        assert_int_equal(nulls_finish(r.nulls, 60), 0);
+        nulls_fill(r.nulls, &(store_snapshot){.rows = r.rows.rows});
+        spectrum *row = &r.rows.rows[0];
+        assert_true(onsets_wanted(o)[0]);
+        double wanted = onsets_threshold(o) + (above ? 0.001 : -0.001), point = NULLS_TW1_Q95 - row->tw_score;
+        /* Both tw_score and the 95% point are linear in ln lambda_max: their distance gives the slope. */
+        double slope = point / log(row->null_edge95 / row->lambda_max);
+        row->stable_rank /= exp((wanted - row->tw_score) / slope);
+        nulls_fill(r.nulls, &(store_snapshot){.step = 9, .status = "done", .rows = r.rows.rows});
+        check_near(row->tw_score, wanted, 1e-6);
+        assert_int_equal(nulls_finish(r.nulls, 60), 0);
+        nulls_fill(r.nulls, &(store_snapshot){.step = 9, .status = "done", .rows = r.rows.rows});
+        assert_int_equal(!isnan(row->tw_score_gains), above);
+        onsets_close(o);
+        end(&r);
+        snapshot_free(&s);
+    }
+}
+
 static void a_broken_cache_is_ignored_and_replaced(void **state) {
     const char *const broken[] = {"nonsense\n", "bulkhead nulls 1\nchain 4 4\t9\nend 0\n", "bulkhead nulls 1\n"};
     const char *path = folder_path(*state, "nulls.txt");
@@ -207,6 +237,7 @@ static int close_folder(void **state) {
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup_teardown(what_is_missing_is_filled_in_later, open_folder, close_folder),
     cmocka_unit_test_setup_teardown(gains_are_kept_where_it_matters, open_folder, close_folder),
+    cmocka_unit_test_setup_teardown(gains_are_kept_from_the_onsets_threshold_on, open_folder, close_folder),
     cmocka_unit_test_setup_teardown(a_broken_cache_is_ignored_and_replaced, open_folder, close_folder),
     cmocka_unit_test_setup_teardown(a_changed_number_is_seen, open_folder, close_folder),
     cmocka_unit_test_setup_teardown(writers_keep_each_others_ensembles, open_folder, close_folder),
