@@ -16,15 +16,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { BUCKETS = 4096, LAYER_DRAWS = 16, REFILL_EVERY_S = 5 };
+/* Draws of a layer cost r^3 in time and 50 r^2 bytes a thread: beyond that rank, hours and gigabytes for columns that
+ * no finding reads. */
+enum { BUCKETS = 4096, LAYER_DRAWS = 16, MOST_LAYER_RANK = 2048, REFILL_EVERY_S = 5 };
 static const size_t MOST_KEPT_BYTES = (size_t)128 << 20;
 static const double FAMILY_LEVEL = 0.01, LEAST_EFFECT = 1.25, MOST_RANK = 0.8; /* theta and collapse of section 6.5 */
 
 /* A shape that some matrices have. */
 typedef struct kind {
     nulls_shape shape;
-    bool layer;
-    double edge; /* over mean lambda, where it knows no ratio */
+    bool layer, drawn; /* drawn: there are ensembles of it */
+    double edge;       /* over mean lambda, where it knows no ratio */
 } kind;
 
 /* An ensemble in use. */
@@ -91,7 +93,10 @@ static int kind_index(nulls *n, const maps_matrix *m) {
     for (int i = 0; i < n->kinds; i++)
         if (n->kind[i].layer == layer && same_shape(&n->kind[i].shape, &s)) return i;
     double equal[NULLS_MOST_RATIOS] = {0};
-    n->kind[n->kinds] = (kind){s, layer, s.kind == NULLS_BLOCK ? NAN : nulls_edge(&s, equal)};
+    n->kind[n->kinds] = (kind){.shape = s,
+                               .layer = layer,
+                               .drawn = !layer || s.rank <= MOST_LAYER_RANK,
+                               .edge = s.kind == NULLS_BLOCK ? NAN : nulls_edge(&s, equal)};
     return n->kinds++;
 }
 
@@ -333,6 +338,7 @@ static bool crosses(const nulls *n, const nulls_moments *m, int r, const spectru
 static bool fill_row(nulls *n, int index, const nulls_gains *gains, spectrum *row) {
     const maps_matrix *m = &n->matrices[index];
     if (isnan(row->null_gap) || isnan(row->null_log[0])) return true; /* not placed: no spectrum or no ratio */
+    if (!n->kind[n->kind_of[index]].drawn) return true;
     known *k = find_known(n, n->kind_of[index], row->null_log, NULL);
     if (!k || !k->ready) return !k;
     nulls_plain_columns(&k->row.moments, m->rank, row);

@@ -222,6 +222,31 @@ static void no_draws_no_ensembles(void **state) {
     snapshot_free(&s);
 }
 
+/* Of a layer of very high rank there is the edge alone, and nothing waits for more. */
+static void a_layer_of_high_rank_waits_for_nothing(void **state) {
+    static char *forms[] = {"score"}, *scopes[] = {"layer"};
+    use_cache(state);
+    config c = diagnostics_config(VARIANT_MHA, 1, 33, 64, 33 * 64);
+    c.diagnostics.forms = (config_list){1, forms};
+    c.diagnostics.scopes = (config_list){1, scopes};
+    maps *m;
+    nulls *n;
+    char note[512];
+    check_status(maps_open(&m, &c, 1), STATUS_OK);
+    assert_int_equal(maps_count(m), 1);
+    check_status(nulls_open(&n, &c, maps_matrices(m), 1, ".", DRAWS, 1, note, sizeof(note)), STATUS_OK);
+    spectrum row;
+    spectrum_clear(&row, SPECTRUM_STATUS_ok);
+    row.null_gap = 1;
+    row.stable_rank = 300;
+    row.null_log[0] = row.null_log[1] = 0;
+    nulls_fill(n, &(store_snapshot){.step = 7, .status = "done", .rows = &row});
+    assert_int_equal(nulls_finish(n, 0), 0);
+    assert_true(isnan(row.tw_score));
+    nulls_close(n);
+    maps_close(m);
+}
+
 static int open_folder(void **state) {
     folder *f = malloc(sizeof(*f));
     *f = folder_make();
@@ -242,6 +267,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup_teardown(a_changed_number_is_seen, open_folder, close_folder),
     cmocka_unit_test_setup_teardown(writers_keep_each_others_ensembles, open_folder, close_folder),
     cmocka_unit_test(no_draws_no_ensembles),
+    cmocka_unit_test_setup_teardown(a_layer_of_high_rank_waits_for_nothing, open_folder, close_folder),
 };
 
 TEST_MAIN(tests)
