@@ -3,6 +3,8 @@
 #include "check.h"
 
 #include "core/snapshot_steps.h"
+#include "comm/count.h"
+#include "trainer/optimizer.h"
 #include "trainer/params.h"
 #include "trainer/plan.h"
 #include "trainer/schedule.h"
@@ -89,6 +91,44 @@ static void test_regions_hold_their_class_and_nothing_else(void **state) {
     params_free(&p);
 }
 
+/* Buckets lie one behind the other, in equal aligned pieces; gains are last, what tensor parallelism sums is one range;
+ * and over the data-parallel ranks each element of a parameter is in one piece, whose places in master are dense. */
+static void test_pieces_hold_every_element_once(void **state) {
+    for (int pieces = 1; pieces <= 7; pieces++) {
+        int owners[5][64] = {{0}};
+        for (int piece = 0; piece < pieces; piece++) {
+            params p = table(1, 3, piece, pieces);
+            int64_t end = 0, at = 0;
+            for (int b = 0; b < p.buckets; b++) {
+                assert_int_equal(p.bucket[b].first, end);
+                assert_int_equal(p.bucket[b].piece % (ARENA_ALIGN_BYTES / (int)sizeof(float)), 0);
+                assert_int_equal(p.bucket[b].own, end + piece * p.bucket[b].piece);
+                assert_int_equal(p.bucket[b].at, at);
+                end += pieces * p.bucket[b].piece;
+                at += p.bucket[b].piece;
+            }
+            assert_int_equal(end, params_total(&p));
+            assert_int_equal(at, p.owned);
+            for (int i = 0; i < p.count; i++) {
+                const param *q = &p.list[i];
+                const param_bucket *b = &p.bucket[q->bucket];
+                assert_true(q->offset >= b->first && q->offset + q->rows * q->cols <= b->first + pieces * b->piece);
+                assert_int_equal(q->offset >= p.gains_first, q->spec.init == PARAM_ONES);
+                param_range own = params_owned(&p, i);
+                for (int64_t k = own.first; k < own.first + own.count; k++) {
+                    owners[i][k]++;
+                    assert_int_equal(own.at + k - own.first - b->at, q->offset + k - b->own);
+                }
+            }
+            params_free(&p);
+        }
+        params p = table(1, 3, 0, pieces);
+        for (int i = 0; i < p.count; i++)
+            for (int64_t k = 0; k < p.list[i].rows * p.list[i].cols; k++) assert_int_equal(owners[i][k], 1);
+        params_free(&p);
+    }
+}
+
 /* The same element has the same initial value whatever the cut, and padding is zero. */
 static void test_initial_weights_do_not_depend_on_the_cut(void **state) {
     ops o;
@@ -165,6 +205,64 @@ static void test_the_plan_counts_snapshots(void **state) {
     config_free(&c);
 }
 
+/* What a step really hands to its data-parallel group is what the plan says, but for the loss and, where it is cut, the
+ * norm, 8 bytes each. */
+static void check_data_parallel_bytes(const char *data, const char *zero, bool cut) {
+    const char *settings[] = {"model.layers=2",  "model.width=32",  "model.heads=4",
+                              "model.ffn=20",    "model.vocab=61",  "model.context=8",
+                              "train.warmup=0",  data,              zero,
+                              "train.micro_batch=2", "train.global_batch=12"};
+    int32_t tokens[16] = {0};
+    config c;
+    ops o;
+    plan p;
+    model m;
+    comm_counter counter = {0};
+    comm_group self, dp;
+    check_status(config_load(&c, NULL, settings, sizeof settings / sizeof *settings), STATUS_OK);
+    check_status(plan_make(&p, &c), STATUS_OK);
+    check_status(ops_cpu(&o, 1), STATUS_OK);
+    comm_self(&self);
+    comm_count(&dp, &counter, 1, (int)c.parallel.data);
+    check_status(model_create(&m, &c, &o, &attn_core_cpu, &self, &dp, 2), STATUS_OK);
+    assert_int_equal(p.rank0.bytes, m.memory.size_bytes);
+    for (int i = 0; i < p.accumulation; i++) model_train(&m, tokens, tokens, 1, i == p.accumulation - 1);
+    optimizer_reduce(&m);
+    model_reduce_loss(&m);
+    optimizer_norm(&m);
+    optimizer_update(&m, &c, 1, 1e-3);
+    assert_int_equal(counter.bytes, p.dp_step_bytes + 8 + (cut ? 8 : 0));
+    model_free(&m);
+    config_free(&c);
+}
+
+static void test_the_plan_counts_what_data_parallelism_sends(void **state) {
+    check_data_parallel_bytes("parallel.data=2", "parallel.zero=0", false);
+    check_data_parallel_bytes("parallel.data=2", "parallel.zero=1", true);
+    check_data_parallel_bytes("parallel.data=3", "parallel.zero=1", true);
+}
+
+/* ZeRO-1 saves memory, most of it where bf16 leaves 12 of 18 bytes a parameter to be cut. */
+static void test_the_plan_shows_what_is_saved(void **state) {
+    const char *settings[] = {"model.size=60m", "train.warmup=0", "run.device=cuda", "parallel.data=4"};
+    config c;
+    plan whole, cut;
+    check_status(config_load(&c, NULL, settings, 4), STATUS_OK);
+    assert_int_equal(c.parallel.zero, 1); /* unless asked otherwise */
+    check_status(plan_make(&cut, &c), STATUS_OK);
+    c.parallel.zero = 0;
+    check_status(plan_make(&whole, &c), STATUS_OK);
+    double parameters = (double)whole.rank0.parameters;
+    check_near((double)whole.rank0.parameter_bytes, 18 * parameters, 0.01 * 18 * parameters);
+    check_near((double)cut.rank0.parameter_bytes, (4 + 2 + 12 / 4.0) * parameters, 0.01 * 9 * parameters);
+    /* What is beside the parameters is the same, but for how the arena rounds. */
+    check_near((double)(whole.rank0.bytes - cut.rank0.bytes),
+               (double)(whole.rank0.parameter_bytes - cut.rank0.parameter_bytes), 8 * ARENA_ALIGN_BYTES);
+    check_near((double)whole.dp_step_bytes, 4 * parameters, 0.01 * 4 * parameters);
+    check_near((double)cut.dp_step_bytes, 6 * parameters, 0.01 * 6 * parameters);
+    config_free(&c);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_learning_rate_is_the_closed_form),
     cmocka_unit_test(test_learning_rate_is_finite_at_the_edges),
@@ -173,5 +271,8 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_initial_weights_do_not_depend_on_the_cut),
     cmocka_unit_test(test_snapshots_are_due_densely_then_regularly_and_at_the_end),
     cmocka_unit_test(test_the_plan_counts_snapshots),
+    cmocka_unit_test(test_pieces_hold_every_element_once),
+    cmocka_unit_test(test_the_plan_counts_what_data_parallelism_sends),
+    cmocka_unit_test(test_the_plan_shows_what_is_saved),
 };
 TEST_MAIN(tests)
