@@ -104,6 +104,30 @@ class Train(harness.RunTest):
                 for a, b in zip(got, want, strict=True):
                     self.assertAlmostEqual(a, b, delta=2e-5 * want[0])
 
+    def spectra(self, db):
+        """{(step, matrix): (lambda_max, stable_rank, effective_rank)}"""
+        return {tuple(row[:7]): row[7:] for row in db.execute(
+            "SELECT step, form, part, scope, layer, head, tensor, lambda_max, stable_rank, effective_rank "
+            "FROM spectra JOIN snapshots USING (snapshot_id) JOIN matrices USING (matrix_id)")}
+
+    def test_what_is_observed_does_not_depend_on_where_weights_are_kept(self):
+        """Master weights whole on every data-parallel rank, or cut into pieces that split rows (ZeRO-1)."""
+        self.dataset()
+        for variant in VARIANTS:
+            config = self.config(attention=dict(variant=variant), diagnostics=dict(every=5),
+                                 train=dict(steps=10, global_batch=12, micro_batch=2))
+            want = None
+            for tensor, data, zero in ((1, 1, 1), (1, 2, 0), (1, 2, 1), (1, 3, 1), (2, 2, 1)):
+                db = self.train(tensor * data + 1, config, f"{variant}-{tensor}x{data}-{zero}",
+                                f"parallel.tensor={tensor}", f"parallel.zero={zero}")
+                got = self.spectra(db)
+                want = want or got
+                self.assertEqual(got.keys(), want.keys())
+                for (step, *matrix), values in got.items():
+                    for a, b in zip(values, want[(step, *matrix)], strict=True):
+                        # Before the first update they are the same bits; then weights differ by rounding.
+                        self.assertAlmostEqual(a, b, delta=1e-4 * b if step else 0, msg=(step, matrix))
+
     def test_no_steps_record_the_untrained_model(self):
         self.dataset()
         code, out, err = self.launch(2, self.config(train=dict(steps=0, warmup=0)), "run")
