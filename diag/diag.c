@@ -250,9 +250,7 @@ status diag_open(diag **out, const config *c, const char *run_dir, const char *d
                                        .dp = dp,
                                        .matrices = d->maps ? maps_matrices(d->maps) : NULL,
                                        .matrix_count = d->maps ? maps_count(d->maps) : 0,
-                                       .start = resume_step == DIAG_AGAIN ? STORE_SESSION_GOES_ON
-                                                : resume_step >= 0        ? STORE_RUN_GOES_ON
-                                                                          : STORE_SESSION,
+                                       .start = resume_step == DIAG_AGAIN ? STORE_SESSION_GOES_ON : STORE_RUN_GOES_ON,
                                        .resume_step = resume_step};
         s = store_open(&d->store, path, &session);
     }

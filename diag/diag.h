@@ -10,8 +10,8 @@
 
 typedef struct diag diag;
 
-/* The first diagnostics rank's. resume_step -1: a new run; creates (or opens) DIR/run.db and the run's rows in it.
- * Otherwise the run goes on behind that step: rows of later ones are deleted, events are kept, what spans snapshots is
+/* The first diagnostics rank's. resume_step -1: the run begins; creates DIR/run.db and the run's rows in it, or opens
+ * it and deletes those of every step. Otherwise the run goes on behind that step: rows of later ones are deleted, events are kept, what spans snapshots is
  * as it was, and a new session begins; without a run.db a new one, with an event that says so. IO when it cannot be
  * written or is in use by another process.
  */
