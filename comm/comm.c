@@ -32,8 +32,8 @@ comm_pending comm_group_begun(const comm_group *g) {
 /* Notes that a collective begins; false when it must not. */
 static bool begin(comm_group *g, const char *operation, int64_t count, const char *place, int layer) {
     if (g->first_error != STATUS_OK) return false;
-    comm_group_name(g, &(comm_pending){
-                           .operation = operation, .place = place, .layer = layer, .sequence = ++g->sequence});
+    comm_group_name(g,
+                    &(comm_pending){.operation = operation, .place = place, .layer = layer, .sequence = ++g->sequence});
     if (count < 0) comm_group_fail(g, operation, "its element count is negative");
     return g->first_error == STATUS_OK;
 }
@@ -73,7 +73,8 @@ void comm_sum_start(comm_group *g, void *data, int64_t count, dtype type, const 
 }
 
 void comm_reduce_scatter_start(comm_group *g, void *data, int64_t piece, dtype type, const char *place, int layer) {
-    if (begin_sum(g, "reduce-scatter", piece, type, place, layer)) g->backend->reduce_scatter_start(g, data, piece, type);
+    if (begin_sum(g, "reduce-scatter", piece, type, place, layer))
+        g->backend->reduce_scatter_start(g, data, piece, type);
 }
 
 void comm_all_gather_start(comm_group *g, void *data, int64_t piece, dtype type, const char *place, int layer) {

@@ -87,7 +87,7 @@ typedef struct part {
     comm_pending of;
 } part;
 
-typedef struct comm_started { /* in the order of their starts */
+typedef struct comm_started {  /* in the order of their starts */
     int count, capacity, done; /* the first `done` are known to be complete */
     part *parts;
 } comm_started;

@@ -1,7 +1,7 @@
 /* The NCCL backend: groups of GPUs. A collective is queued on the compute stream, which needs its result next; one that
- * is started runs on the group's side stream, behind what the compute stream had been told before, beside what is queued
- * there until the finish. NCCL itself keeps those of one group in the order of their calls, on whichever stream; groups
- * do not wait for each other.
+ * is started runs on the group's side stream, behind what the compute stream had been told before, beside what is
+ * queued there until the finish. NCCL itself keeps those of one group in the order of their calls, on whichever stream;
+ * groups do not wait for each other.
  *
  * Communicators are nonblocking: every call may answer "in progress" and is polled with a limit, so that a peer that
  * never comes ends in a message and not in a hang. NCCL adds bf16 in a fixed order for a given group and size, so
@@ -131,7 +131,8 @@ static void all_reduce(comm_group *g, void *data, int64_t count, dtype type, com
         mark(g, &n->compute);
 }
 
-/* The side stream goes on behind what the compute stream has been told so far; false, with the error kept, where not. */
+/* The side stream goes on behind what the compute stream has been told so far; false, with the error kept, where not.
+ */
 static bool fork_side(comm_group *g) {
     comm_nccl *n = g->nccl;
     return cuda_ok(g, g->operation, cudaEventRecord(n->ready, n->compute.stream)) &&

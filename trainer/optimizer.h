@@ -1,5 +1,5 @@
-/* From a model's accumulated gradients to its next weights: reductions by gradient class, the norm, clipping, AdamW, and
- * under ZeRO-1 the gathering of what each data-parallel rank has updated. */
+/* From a model's accumulated gradients to its next weights: reductions by gradient class, the norm, clipping, AdamW,
+ * and under ZeRO-1 the gathering of what each data-parallel rank has updated. */
 #pragma once
 
 #include "trainer/model.h"
@@ -11,5 +11,6 @@ void optimizer_reduce(model *m);
 /* The norm of the whole model's gradient, each parameter counted once (waits for the device). */
 double optimizer_norm(model *m);
 
-/* One AdamW update with that gradient, step: updates made, this one included. Does nothing where the norm is not finite. */
+/* One AdamW update with that gradient, step: updates made, this one included. Does nothing where the norm is not
+ * finite. */
 void optimizer_update(model *m, const config *c, int64_t step, double lr);

@@ -8,7 +8,8 @@ int owned_layer_of(const char *name) {
     return sscanf(name, "layers.%d.", &layer) == 1 ? layer : 0;
 }
 
-/* Whether the rank is the one among those that hold the same. With pieces no other data-parallel rank holds the same. */
+/* Whether the rank is the one among those that hold the same. With pieces no other data-parallel rank holds the same.
+ */
 static bool keeps(const params *p, const param *q, const comm_roles *roles) {
     int layer = owned_layer_of(q->name);
     if (p->pieces == 1 && layer % roles->dp != roles->dp_rank) return false;

@@ -20,7 +20,8 @@ typedef struct owned {
 
 /* Lists the boxes of this rank: of a sharded parameter its own share, of a replicated one the whole, on tensor-parallel
  * rank l mod P for layer l. Under ZeRO-1 that is what lies in the rank's piece of the bucket: up to three boxes a
- * parameter. Else all data-parallel ranks hold the same and rank l mod Q takes it. INTERNAL when memory runs out; the caller frees with owned_free in any case. */
+ * parameter. Else all data-parallel ranks hold the same and rank l mod Q takes it. INTERNAL when memory runs out; the
+ * caller frees with owned_free in any case. */
 status owned_list(owned *out, const params *p, const comm_roles *roles);
 
 /* The layer in the global name "layers.N.…", 0 for what is outside the layers. */

@@ -1,6 +1,6 @@
 /* The same model over P tensor-parallel and Q data-parallel ranks as on one, for test programs that compare the two:
- * initial weights bit for bit, loss, every parameter's gradient, the gradient's norm and Adam's first moment; rotary and
- * content rows, keys and values apart.
+ * initial weights bit for bit, loss, every parameter's gradient, the gradient's norm and Adam's first moment; rotary
+ * and content rows, keys and values apart.
  *
  * Each rank also computes the whole model alone (the reference), with the same weights: larger than initial ones, so
  * that attention is far from uniform. Three layers, so that the rank that owns the rotary key changes; feed-forward

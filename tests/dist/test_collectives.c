@@ -345,15 +345,16 @@ static void wrong_arguments_are_errors(void **state) {
     status_clear();
 }
 
-/* 500 steps of overlapping tensor- and data-parallel groups, with a broadcast pending over both. */
+/* 500 steps of overlapping tensor- and data-parallel groups (docs/cases.md 21): a broadcast of the one under way over
+ * collectives of both, and sums of the other, started one by one as a backward pass does. */
 static void two_groups_never_wait_for_each_other(void **state) {
-    enum { STEPS = 500, COUNT = 3000 };
+    enum { STEPS = 500, COUNT = 3000, LAYERS = 3 };
     comm_roles r;
     check_status(comm_roles_split(&r, world_size() > 1 ? 2 : 1, 0, 0), STATUS_OK);
     comm_group tp, dp;
     static ops cpu = {.name = "cpu"};
     check_status(comm_roles_groups(&r, &cpu, &tp, &dp), STATUS_OK);
-    float key[COUNT], data[COUNT];
+    float key[COUNT], data[COUNT], sums[LAYERS][2][COUNT];
     for (int step = 0; step < STEPS; step++) {
         int root = step % tp.size;
         for (int i = 0; i < COUNT; i++) {
@@ -365,6 +366,19 @@ static void two_groups_never_wait_for_each_other(void **state) {
         comm_finish(&tp);
         comm_all_reduce(&tp, data, COUNT, DTYPE_F32, COMM_SUM, "dx", 0);
         assert_true(data[COUNT - 1] == (float)world_size() && key[0] == (float)step);
+        for (int layer = LAYERS - 1; layer >= 0; layer--) {
+            for (int i = 0; i < COUNT; i++) sums[layer][0][i] = sums[layer][1][i] = (float)(layer + step);
+            comm_reduce_scatter_start(&dp, sums[layer][0], COUNT / dp.size, DTYPE_F32, "gradients", layer);
+            comm_all_reduce(&tp, data, COUNT, DTYPE_F32, COMM_MAX, "dx", layer);
+            comm_sum_start(&dp, sums[layer][1], COUNT, DTYPE_F32, "gradients", layer);
+            comm_progress(&dp);
+        }
+        comm_finish(&dp);
+        for (int layer = 0; layer < LAYERS; layer++) {
+            float want = (float)(dp.size * (layer + step));
+            assert_true(sums[layer][0][dp.rank * (COUNT / dp.size)] == want);
+            assert_true(sums[layer][1][0] == want && sums[layer][1][COUNT - 1] == want);
+        }
     }
     check_status(comm_status(&tp), STATUS_OK);
     check_status(comm_status(&dp), STATUS_OK);
@@ -374,12 +388,12 @@ static void two_groups_never_wait_for_each_other(void **state) {
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(all_reduce_agrees_with_double),        cmocka_unit_test(a_large_all_reduce_agrees_with_double),
-    cmocka_unit_test(a_nan_wins_the_maximum_on_every_rank), cmocka_unit_test(broadcast_brings_the_roots_bytes),
-    cmocka_unit_test(an_all_reduce_fits_into_a_broadcast),  cmocka_unit_test(the_first_error_is_kept),
-    cmocka_unit_test(pieces_of_sums_agree_with_double),     cmocka_unit_test(sums_side_by_side_agree_with_double),
-    cmocka_unit_test(gathered_pieces_come_from_their_ranks),
-    cmocka_unit_test(wrong_arguments_are_errors),           cmocka_unit_test(two_groups_never_wait_for_each_other),
+    cmocka_unit_test(all_reduce_agrees_with_double),         cmocka_unit_test(a_large_all_reduce_agrees_with_double),
+    cmocka_unit_test(a_nan_wins_the_maximum_on_every_rank),  cmocka_unit_test(broadcast_brings_the_roots_bytes),
+    cmocka_unit_test(an_all_reduce_fits_into_a_broadcast),   cmocka_unit_test(the_first_error_is_kept),
+    cmocka_unit_test(pieces_of_sums_agree_with_double),      cmocka_unit_test(sums_side_by_side_agree_with_double),
+    cmocka_unit_test(gathered_pieces_come_from_their_ranks), cmocka_unit_test(wrong_arguments_are_errors),
+    cmocka_unit_test(two_groups_never_wait_for_each_other),
 };
 
 DIST_MAIN(tests)

@@ -146,6 +146,48 @@ static void twenty_steps_decoupled(void **state) {
     CHECK_TWENTY_STEPS(DECOUPLED);
 }
 
+/* ---------------------------------------------------------------- what is not finite */
+
+/* An element of bucket b, drawn. */
+static int64_t element_of(const params *p, int b) {
+    return p->bucket[b].first + (int64_t)(rng_u64(31, 2, (uint64_t)b) % (uint64_t)(p->bucket[b].piece * p->pieces));
+}
+
+/* A NaN in one rank's gradients alone, whatever the bucket, makes the norm one on all ranks, and no weight moves. Of
+ * complete gradients, which tensor-parallel ranks have alike, the first of them has it. */
+static void check_nan(const char *const *settings, int count, int tp) {
+    int32_t tokens[BATCH * CONTEXT];
+    const float nan = NAN;
+    run r;
+    open_run(&r, settings, count, tp, 1);
+    draw_tokens(tokens, 3);
+    params *p = &r.model.params;
+    for (int b = 0; b < p->buckets; b++) {
+        int64_t at = element_of(p, b);
+        int sick = (int)(rng_u64(31, 1, (uint64_t)(b + tp)) % (uint64_t)world_size());
+        if (at >= p->region_first[REGION_COMPLETE]) sick -= sick % tp;
+        model_zero_gradients(&r.model);
+        if (world_rank() == sick) r.ops.upload(&r.ops, p->gradient + at, &nan, sizeof nan);
+        model_train(&r.model, tokens, tokens, 1, true);
+        optimizer_reduce(&r.model);
+        float *before = gathered(&r, MASTER);
+        assert_true(isnan(optimizer_norm(&r.model)));
+        optimizer_update(&r.model, &r.config, 1, 1e-3);
+        float *after = gathered(&r, MASTER);
+        assert_memory_equal(before, after, (size_t)params_total(p) * sizeof *before);
+        check_copies(&r);
+        free(before);
+        free(after);
+    }
+    check_status(model_status(&r.model), STATUS_OK);
+    close_run(&r);
+}
+
+static void a_nan_on_one_rank_stops_all(void **state) {
+    static const char *const settings[] = {DECOUPLED};
+    over_layouts(settings, COUNT(settings), check_nan);
+}
+
 /* ---------------------------------------------------------------- what a rank owns */
 
 /* A value that names the parameter and the element; exact in fp32. */
@@ -334,6 +376,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(twenty_steps_mha),
     cmocka_unit_test(twenty_steps_prerope),
     cmocka_unit_test(twenty_steps_decoupled),
+    cmocka_unit_test(a_nan_on_one_rank_stops_all),
     cmocka_unit_test(every_element_has_one_owner),
     cmocka_unit_test(memory_is_as_planned),
     cmocka_unit_test(copies_in_bf16),

@@ -1,5 +1,5 @@
-/* Tensor parallelism: the same model over P ranks as on one (same_run.h), whole steps and attention sublayers alone with
- * a random output gradient, for every variant. Run with 2 and 4 ranks. */
+/* Tensor parallelism: the same model over P ranks as on one (same_run.h), whole steps and attention sublayers alone
+ * with a random output gradient, for every variant. Run with 2 and 4 ranks. */
 #include "same_run.h"
 
 /* One layer's attention with a random output gradient: out and dx summed over TP, weight gradients after the step's

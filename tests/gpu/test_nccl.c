@@ -1,5 +1,5 @@
-/* Collectives between GPUs over NCCL, behind the same header as those over MPI: sums against double, maxima, the
- * split-phase broadcast beside queued work, the same bits on every rank and again, and a failure that is kept. One GPU
+/* Collectives between GPUs over NCCL, behind the same header as those over MPI: sums against double, maxima, what is
+ * started beside queued work, the same bits on every rank and again, and a failure that is kept. One GPU
  * a rank. */
 #include "core/rng.h"
 #include "dist/dist.h"
@@ -147,6 +147,54 @@ static void a_broadcast_overlaps_other_work(void **state) {
     close_gpu(&g);
 }
 
+enum { BUCKETS = 4 };
+
+/* Buckets lie one behind the other: scattered sums of all, several under way beside blocking sums, each of which reads
+ * what was queued before it; then gathered again, they are the plain sums, which are checked against double. */
+static void buckets_are_summed_in_pieces(void **state) {
+    gpu g;
+    open_gpu(&g);
+    int64_t piece = COUNT / BUCKETS / g.size, bucket = piece * g.size, count = BUCKETS * bucket;
+    float *data = g.data;
+    static float mine[COUNT], other[COUNT], got[COUNT], again[COUNT];
+    static double want[COUNT];
+    numbers_of(mine, g.rank);
+    memset(want, 0, sizeof want);
+    for (int r = 0; r < g.size; r++) {
+        numbers_of(other, r);
+        for (int64_t i = 0; i < count; i++) want[i] += other[i];
+    }
+    double *scalar = g.ops.alloc(&g.ops, sizeof *scalar), one = 1;
+    for (int repeat = 0; repeat < REPEATS; repeat++) {
+        for (int i = 0; i < BUCKETS; i++) {
+            g.ops.upload(&g.ops, data + i * bucket, mine + i * bucket, (size_t)bucket * sizeof *mine);
+            comm_reduce_scatter_start(&g.group, data + i * bucket, piece, DTYPE_F32, "gradients", i);
+            g.ops.upload(&g.ops, scalar, &one, sizeof one);
+            comm_all_reduce(&g.group, scalar, 1, DTYPE_F64, COMM_SUM, "sum", i);
+        }
+        comm_finish(&g.group);
+        for (int i = 0; i < BUCKETS; i++)
+            comm_all_gather_start(&g.group, data + i * bucket, piece, DTYPE_F32, "weights", i);
+        comm_finish(&g.group);
+        g.ops.download(&g.ops, repeat ? again : got, data, (size_t)count * sizeof *got);
+        if (repeat) assert_memory_equal(again, got, (size_t)count * sizeof *got);
+    }
+    double sum = 0;
+    g.ops.download(&g.ops, &sum, scalar, sizeof sum);
+    check_near(sum, g.size, 0);
+    for (int64_t i = 0; i < count; i++) check_near(got[i], want[i], 1e-6 * (g.size + fabs(want[i])));
+    check_same_everywhere(got, (size_t)count * sizeof *got);
+    for (int i = 0; i < BUCKETS; i++) {
+        g.ops.upload(&g.ops, data + i * bucket, mine + i * bucket, (size_t)bucket * sizeof *mine);
+        comm_sum_start(&g.group, data + i * bucket, bucket, DTYPE_F32, "gradients", i);
+    }
+    comm_finish(&g.group);
+    g.ops.download(&g.ops, again, data, (size_t)count * sizeof *again);
+    for (int64_t i = 0; i < count; i++) check_near(again[i], want[i], 1e-6 * (g.size + fabs(want[i])));
+    g.ops.release(&g.ops, scalar);
+    close_gpu(&g);
+}
+
 static void two_ranks_on_one_gpu_are_refused(void **state) {
     ops o;
     comm_roles roles;
@@ -169,9 +217,10 @@ static void two_ranks_on_one_gpu_are_refused(void **state) {
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(sums_agree_with_double),          cmocka_unit_test(sums_in_registered_memory),
-    cmocka_unit_test(bf16_and_doubles_are_summed),     cmocka_unit_test(maxima_are_exact),
-    cmocka_unit_test(a_broadcast_overlaps_other_work), cmocka_unit_test(two_ranks_on_one_gpu_are_refused),
+    cmocka_unit_test(sums_agree_with_double),           cmocka_unit_test(sums_in_registered_memory),
+    cmocka_unit_test(bf16_and_doubles_are_summed),      cmocka_unit_test(maxima_are_exact),
+    cmocka_unit_test(a_broadcast_overlaps_other_work),  cmocka_unit_test(buckets_are_summed_in_pieces),
+    cmocka_unit_test(two_ranks_on_one_gpu_are_refused),
 };
 
 DIST_MAIN(tests)

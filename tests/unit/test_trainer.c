@@ -2,8 +2,8 @@
  */
 #include "check.h"
 
-#include "core/snapshot_steps.h"
 #include "comm/count.h"
+#include "core/snapshot_steps.h"
 #include "trainer/optimizer.h"
 #include "trainer/params.h"
 #include "trainer/plan.h"
@@ -208,10 +208,17 @@ static void test_the_plan_counts_snapshots(void **state) {
 /* What a step really hands to its data-parallel group is what the plan says, but for the loss and, where it is cut, the
  * norm, 8 bytes each. */
 static void check_data_parallel_bytes(const char *data, const char *zero, bool cut) {
-    const char *settings[] = {"model.layers=2",  "model.width=32",  "model.heads=4",
-                              "model.ffn=20",    "model.vocab=61",  "model.context=8",
-                              "train.warmup=0",  data,              zero,
-                              "train.micro_batch=2", "train.global_batch=12"};
+    const char *settings[] = {"model.layers=2",
+                              "model.width=32",
+                              "model.heads=4",
+                              "model.ffn=20",
+                              "model.vocab=61",
+                              "model.context=8",
+                              "train.warmup=0",
+                              data,
+                              zero,
+                              "train.micro_batch=2",
+                              "train.global_batch=12"};
     int32_t tokens[16] = {0};
     config c;
     ops o;
