@@ -102,6 +102,15 @@ class RunTest(unittest.TestCase):
         self.addCleanup(job.kill)
         return job
 
+    def children(self, pid):
+        """The processes that it has started, in that order: mpirun's are the ranks."""
+        said = subprocess.run(["pgrep", "-P", str(pid)], capture_output=True, text=True).stdout
+        return sorted(int(line) for line in said.split())
+
+    def bulkhead(self, *arguments):
+        """Another command of the program, run to its end."""
+        return subprocess.run([BULKHEAD, *arguments], capture_output=True, text=True, timeout=self.time_limit_s)
+
     def wait_for_database(self, run, sql):
         """The run's database, open for writing, as soon as that question has an answer."""
         deadline = time.monotonic() + 30

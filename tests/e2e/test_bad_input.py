@@ -107,11 +107,15 @@ class BadInput(harness.RunTest):
         self.assertEqual(db.execute("SELECT count(*) FROM events WHERE kind = 'nan'").fetchone()[0], 1)
         self.assertEqual(db.execute("SELECT status FROM runs").fetchone()[0], "failed")
 
-    def test_divergence_may_be_skipped(self):
+    def test_divergence_is_not_skipped_for_ever(self):
         config = self.config(train=dict(steps=30, lr="1e30", warmup=0, clip=0, on_nan="skip"))
-        db = self.train(2, config, "run")
-        self.assertEqual(len(self.losses(db)), 30)
-        self.assertGreater(db.execute("SELECT count(*) FROM events WHERE kind = 'nan'").fetchone()[0], 0)
+        code, _, err = self.launch(2, config, "run")
+        self.assertEqual(code, 70, err)
+        self.assertIn("the 10th in a row", err)
+        db = self.database("run")
+        self.assertEqual(db.execute("SELECT count(*) FROM events WHERE kind = 'nan'").fetchone()[0], 10)
+        self.assertEqual(db.execute("SELECT status FROM runs").fetchone()[0], "failed")
+        self.assertLess(len(self.losses(db)), 30)
 
     def test_an_end_by_force_leaves_a_whole_database(self):
         """A killed rank ends the job; so does a signal to mpirun. What was recorded stays and can be asked."""
@@ -131,7 +135,9 @@ class BadInput(harness.RunTest):
             self.assertGreaterEqual(json.loads(asked.stdout)[0]["step_last"], 4)
             db = self.database(run)
             self.assertEqual(db.execute("PRAGMA integrity_check").fetchone()[0], "ok")
-            self.assertEqual(db.execute("SELECT status FROM runs").fetchone()[0], "running")
+            # mpirun passes SIGTERM on, a second before it kills: that may be enough for a checkpoint.
+            self.assertIn(db.execute("SELECT status FROM runs").fetchone()[0],
+                          ("running", "interrupted") if victim == "mpirun" else ("running",))
 
     def test_lost_records_are_told_at_the_end(self):
         """Training goes on while the database refuses rows, but the job does not end as if all were well."""

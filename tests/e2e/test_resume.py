@@ -5,6 +5,7 @@ import shutil
 import signal
 import sqlite3
 import struct
+import subprocess
 import time
 import unittest
 
@@ -186,6 +187,352 @@ class OtherShapes(Resume):
         for (name, kind), rows in whole.items():
             self.assertNotIn(None, [v for row in rows for v in row], name)
         return whole
+
+
+class Signals(Resume):
+    """A scheduler's warning: one checkpoint at one step, exit code 75, and the run goes on as if nothing had been."""
+
+    def start(self, **checkpoint):
+        self.dataset()
+        self.long = self.config(train=dict(steps=1000000, log_every=1000000), diagnostics=dict(every=50, when_behind="wait"),
+                                checkpoint=checkpoint)
+        job = self.in_background(3, self.long, "run", "parallel.tensor=2")
+        self.wait_for_database("run", "SELECT 1 FROM train_metrics WHERE step >= 60").close()
+        return job
+
+    def ranks_of(self, job):
+        """Process ids by rank: compute ranks first."""
+        return self.children(job.pid)
+
+    def interrupted(self, job):
+        """It has ended as asked; its one checkpoint's step."""
+        _, err = job.communicate(timeout=40)
+        self.assertEqual(job.returncode, 75, err)
+        self.assertIn("stopped behind step", err)
+        db = self.database("run")
+        (step,) = db.execute("SELECT max(step) FROM train_metrics").fetchone()
+        self.assertEqual(self.saved(), [step])
+        self.assertEqual(db.execute("SELECT status FROM runs").fetchone()[0], "interrupted")
+        self.assertEqual(db.execute("SELECT exit_code, last_step FROM sessions").fetchone(), (75, step))
+        # The diagnostics rank has finished its queue.
+        self.assertEqual(db.execute("SELECT count(*) FROM snapshots WHERE status <> 'done'").fetchone()[0], 0)
+        self.assertEqual(db.execute("SELECT max(step) FROM snapshots").fetchone()[0], step // 50 * 50)
+        return step
+
+    def test_a_warning_to_mpirun(self):
+        job = self.start()
+        job.send_signal(signal.SIGUSR1)
+        step = self.interrupted(job)
+        # The rest of a run that ends soon is that of one that was never stopped; the schedule follows train.steps.
+        settings = ("parallel.tensor=2", f"train.steps={step + 20}")
+        shutil.copytree(self.path("run", "checkpoints"), self.path("kept"))
+        first = self.go_on(3, self.long, "run", *settings)
+        self.assertEqual(first.execute("SELECT count(*), max(step) FROM train_metrics").fetchone(), (step + 20, step + 20))
+        self.assertEqual(first.execute("SELECT status FROM runs").fetchone()[0], "finished")
+        self.assertTrue(any("train.steps" in m for m in self.events("run", "resume")))
+
+    def test_a_signal_to_one_rank_twice(self):
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            job = self.start()
+            compute = self.ranks_of(job)[1]
+            os.kill(compute, number)
+            os.kill(compute, number)
+            self.interrupted(job)
+            shutil.rmtree(self.path("run"))
+
+    def test_the_diagnostics_rank_leaves_it_to_the_others(self):
+        job = self.start()
+        watcher = self.ranks_of(job)[2]
+        os.kill(watcher, signal.SIGUSR1)
+        os.kill(watcher, signal.SIGTERM)
+        before = self.database("run").execute("SELECT max(step) FROM train_metrics").fetchone()[0]
+        self.wait_for_database("run", f"SELECT 1 FROM train_metrics WHERE step > {before + 100}").close()
+        job.send_signal(signal.SIGUSR1)
+        self.interrupted(job)
+
+    def test_a_second_signal_ends_it_at_once(self):
+        """A stopped peer holds the step up: the first signal is waiting, so is its repetition; a later one is obeyed."""
+        job = self.start()
+        first, peer = self.ranks_of(job)[:2]
+        os.kill(peer, signal.SIGSTOP)
+        os.kill(first, signal.SIGUSR1)
+        time.sleep(2)
+        os.kill(first, signal.SIGUSR1)
+        time.sleep(1)
+        self.assertIsNone(job.poll())
+        time.sleep(3)
+        os.kill(first, signal.SIGUSR1)
+        os.kill(peer, signal.SIGCONT)
+        job.communicate(timeout=20)
+        self.assertEqual(job.returncode, 128 + signal.SIGUSR1)
+        self.assertEqual(self.saved(), [])
+
+
+class Kept(Resume):
+    """Which checkpoints stay, which one a run goes on from, and what a disk can do to them."""
+
+    def small(self, **sections):
+        self.dataset()
+        sections.setdefault("diagnostics", dict(ranks=0))
+        return self.config(**sections)
+
+    def test_the_newest_and_each_kth_stay(self):
+        config = self.small(train=dict(steps=13), checkpoint=dict(every=2, keep=2, keep_every=6))
+        self.train(1, config, "run")
+        self.assertEqual(self.saved(), [6, 12, 13])
+        with open(self.path("run", "checkpoints", "latest")) as f:
+            self.assertEqual(f.read(), "step-00000013\n")
+
+    def test_zero_is_at_the_end_only(self):
+        self.train(1, self.small(), "run")
+        self.assertEqual(self.saved(), [6])
+
+    def test_rotation_counts_its_own(self):
+        """docs/cases.md 11: a later step of another run in the folder neither goes nor pushes out the newest, and is not
+        what the run goes on from."""
+        config = self.small(checkpoint=dict(keep=1, every=2))
+        self.train(1, config, "other", "train.steps=8")
+        self.train(1, config, "run", "train.steps=4")
+        foreign = self.path("run", "checkpoints", "step-00000008")
+        shutil.copytree(self.path("other", "checkpoints", "step-00000008"), foreign)
+        with open(os.path.join(foreign, "manifest.json")) as f:
+            before = f.read()
+        os.remove(self.path("run", "checkpoints", "latest"))
+        db = self.go_on(1, config, "run", "train.steps=6")
+        self.assertEqual(self.saved(), [6, 8])
+        with open(os.path.join(foreign, "manifest.json")) as f:
+            self.assertEqual(f.read(), before)
+        self.assertTrue(any("another run" in m for m in self.events("run", "resume")))
+        self.assertEqual(db.execute("SELECT max(step) FROM train_metrics").fetchone()[0], 6)
+        # Where its own is to stand: not written over.
+        code, _, err = self.launch(1, config, "run", "train.steps=8", resume="auto")
+        self.assertEqual(code, 74, err)
+        self.assertIn("is not this run's", err)
+        with open(os.path.join(foreign, "manifest.json")) as f:
+            self.assertEqual(f.read(), before)
+
+    def spoil(self, run, step, how):
+        folder = self.path(run, "checkpoints", f"step-{step:08d}")
+        shard = os.path.join(folder, "rank-00000.safetensors")
+        manifest = os.path.join(folder, "manifest.json")
+        if how == "shard cut off":
+            os.truncate(shard, os.path.getsize(shard) - 4)
+        elif how == "byte flipped":
+            with open(shard, "r+b") as f:
+                f.seek(os.path.getsize(shard) - 1001)
+                byte = f.read(1)[0]
+                f.seek(-1, os.SEEK_CUR)
+                f.write(bytes([byte ^ 1]))
+        elif how == "manifest missing":
+            os.remove(manifest)
+        elif how == "number changed":
+            with open(manifest) as f:
+                text = f.read()
+            with open(manifest, "w") as f:
+                f.write(text.replace(f'"updates": {step}', f'"updates": {step - 1}'))
+        elif how == "shard missing":
+            os.remove(shard)
+        elif how == "half written":
+            os.rename(folder, folder + ".partial")
+
+    def test_a_damaged_one_is_left_out(self):
+        config = self.small(train=dict(steps=9), checkpoint=dict(every=3, keep=9))
+        want = self.losses(self.train(2, config, "whole"))
+        for how in ("shard cut off", "byte flipped", "manifest missing", "number changed", "shard missing", "half written"):
+            run = how.replace(" ", "-")
+            self.cut(run, 6, of="whole")
+            self.spoil(run, 6, how)
+            code, _, err = self.launch(2, config, run, resume="auto")
+            self.assertEqual(code, 0, err)
+            self.assertEqual(self.losses(self.database(run)), want)
+            told = self.events(run, "resume")
+            self.assertTrue(any("step-00000003" in m and "goes on from" in m for m in told), told)
+            if how != "half written":
+                self.assertTrue(any("left out" in m and "step-00000006" in m for m in told), (how, told))
+            self.assertEqual(self.saved(run), [3, 6, 9])
+            self.assertEqual([n for n in os.listdir(self.path(run, "checkpoints")) if "partial" in n], [])
+
+    def test_none_is_whole(self):
+        config = self.small(train=dict(steps=4), checkpoint=dict(every=2, keep=9))
+        self.train(1, config, "run")
+        for step in (2, 4):
+            self.spoil("run", step, "byte flipped")
+        code, _, err = self.launch(1, config, "run", "train.steps=8", resume="auto")
+        self.assertEqual(code, 65, err)
+        self.assertIn("no checkpoint is whole", err)
+        self.assertEqual(self.saved(), [2, 4])
+
+    def test_what_must_match(self):
+        config = self.small(train=dict(steps=4), checkpoint=dict(every=2, keep=9))
+        self.train(1, config, "run")
+        for key, value in (("run.seed", 2), ("model.layers", 3), ("model.rope_theta", 5000), ("attention.variant", "mla-decoupled"),
+                           ("data.repeat", "false")):
+            code, _, err = self.launch(1, config, "run", f"{key}={value}", resume="auto")
+            self.assertEqual(code, 78, err)
+            self.assertIn(key + ":", err)
+        harness.write_shard(self.path("train-00001.bin"), harness.markov_tokens(2000))
+        code, _, err = self.launch(1, config, "run", resume="auto")
+        self.assertEqual(code, 78, err)
+        self.assertIn("data.train:", err)
+        os.remove(self.path("train-00001.bin"))
+        self.go_on(1, config, "run", "train.steps=6", "train.lr=1e-3", "checkpoint.keep=1")
+        told = self.events("run", "resume")
+        for key in ("train.steps", "train.lr", "checkpoint.keep"):
+            self.assertTrue(any(m.startswith(key + ":") for m in told), (key, told))
+
+    def test_a_start_by_name(self):
+        config = self.small(train=dict(steps=9), checkpoint=dict(every=3, keep=9))
+        want = self.losses(self.train(1, config, "run"))
+        # Back to one of its own: the later ones are another future's until they are reached again.
+        db = self.go_on(1, config, "run", "train.lr=0", "train.steps=5", how=self.path("run", "checkpoints", "step-00000003"))
+        self.assertEqual(len(self.losses(db)), 5)
+        self.assertEqual(self.losses(db)[:4], want[:4])
+        self.assertEqual(self.saved(), [3, 5, 6, 9])
+        db = self.go_on(1, config, "run", "train.lr=0", "train.steps=7")
+        self.assertTrue(any("from" in m and "step-00000005" in m for m in self.events("run", "resume")))
+        self.assertEqual(self.saved(), [3, 5, 6, 7, 9])
+        # A run of its own from another one's checkpoint.
+        db = self.go_on(1, config, "branch", "train.steps=8", how=self.path("run"))
+        self.assertEqual([s for (s,) in db.execute("SELECT step FROM train_metrics ORDER BY step")], [8])
+        self.assertEqual(self.saved("branch"), [7, 8])
+        for path in (self.path("nowhere"), self.path("run", "checkpoints", "step-00000004")):
+            code, _, err = self.launch(1, config, "more", resume=path)
+            self.assertEqual(code, 66, err)
+            self.assertIn(path, err)
+            self.assertFalse(os.path.exists(self.path("more")))
+        code, _, err = self.launch(1, config, "branch", resume=self.path("run"))
+        self.assertEqual(code, 78, err)
+        self.assertIn("another run", err)
+
+    def test_auto_begins_where_there_is_nothing(self):
+        config = self.small(train=dict(steps=5), checkpoint=dict(every=2))
+        want = self.losses(self.go_on(1, config, "run"))
+        # Lost before its first checkpoint, with a snapshot's and steps' rows in the database.
+        shutil.rmtree(self.path("run", "checkpoints"))
+        db = self.go_on(1, config, "run", "train.steps=3")
+        self.assertEqual(self.losses(db)[:2], want[:2])
+        self.assertEqual(db.execute("SELECT max(step) FROM train_metrics").fetchone()[0], 3)
+        # A folder that somebody made for the job's output.
+        os.mkdir(self.path("mine"))
+        open(self.path("mine", "slurm.out"), "w").close()
+        self.assertEqual(self.losses(self.go_on(1, config, "mine")), want)
+        # One that is something else.
+        os.mkdir(self.path("else"))
+        open(self.path("else", "config.yaml"), "w").close()
+        code, _, err = self.launch(1, config, "else", resume="auto")
+        self.assertEqual(code, 78, err)
+        self.assertIn("run-id", err)
+
+    def test_a_finished_run_has_nothing_to_do(self):
+        config = self.small()
+        want = self.losses(self.train(1, config, "run"))
+        db = self.go_on(1, config, "run")
+        self.assertEqual(self.losses(db), want)
+        self.assertEqual(db.execute("SELECT status FROM runs").fetchone()[0], "finished")
+
+    def test_replayed_steps(self):
+        """docs/cases.md 19: saved at 5, lost at 12, on to 20; then merged twice."""
+        config = self.config(train=dict(steps=20), checkpoint=dict(every=5, keep=9), diagnostics=dict(ranks=1, every=4))
+        self.dataset()
+        rows = self.train(2, config, "whole").execute(STATE).fetchall()
+        self.cut("run", 5, of="whole")
+        lost = sqlite3.connect(self.path("run", "run.db"))
+        lost.execute("DELETE FROM train_metrics WHERE step > 12")
+        lost.execute("UPDATE train_metrics SET loss = 99 WHERE step > 5")
+        lost.commit()
+        lost.close()
+        self.assertEqual(self.go_on(2, config, "run").execute(STATE).fetchall(), rows)
+        for _ in range(2):
+            self.assertEqual(self.bulkhead("merge", self.path("run", "run.db"), "-o", self.path("all.db")).returncode, 0)
+            merged = sqlite3.connect(self.path("all.db"))
+            self.assertEqual(merged.execute(STATE).fetchall(), rows)
+            merged.close()
+
+    def test_the_schedule_goes_on(self):
+        """docs/cases.md 9: a stop one step before the end of warm-up."""
+        config = self.small(train=dict(steps=8, warmup=4), checkpoint=dict(every=3, keep=9))
+        want = [r[0] for r in self.train(1, config, "whole").execute("SELECT lr FROM train_metrics ORDER BY step")]
+        self.cut("run", 3, of="whole")
+        got = [r[0] for r in self.go_on(1, config, "run").execute("SELECT lr FROM train_metrics ORDER BY step")]
+        self.assertEqual(got, want)
+        self.assertEqual(max(got), got[3])
+
+
+class Disk(Resume):
+    """What a disk can do while a run writes to it: training goes on, it is told, and the next checkpoint is tried."""
+
+    def start(self, run="run"):
+        self.dataset()
+        config = self.config(train=dict(steps=1000000, log_every=1000000), checkpoint=dict(every=50),
+                             diagnostics=dict(ranks=1, every=1000))
+        job = self.in_background(2, config, run)
+        self.wait_for_database(run, "SELECT 1 FROM events WHERE kind = 'checkpoint'").close()
+        return job
+
+    def failed_then_saved(self, job, run, why, repair):
+        """A checkpoint is said not to be written; after the repair the run saves again and ends with one."""
+        self.wait_for_database(run, f"SELECT 1 FROM events WHERE message LIKE 'not written%{why}%'").close()
+        repair()
+        (last,) = self.database(run).execute("SELECT max(step) FROM train_metrics").fetchone()
+        self.wait_for_database(run, f"SELECT 1 FROM events WHERE message LIKE 'step-%' AND step > {last}").close()
+        self.end(job, run)
+
+    def end(self, job, run):
+        job.send_signal(signal.SIGUSR1)
+        _, err = job.communicate(timeout=60)
+        self.assertEqual(job.returncode, 75, err)
+        db = self.database(run)
+        self.assertEqual(db.execute("PRAGMA integrity_check").fetchone()[0], "ok")
+        count, last = db.execute("SELECT count(*), max(step) FROM train_metrics").fetchone()
+        self.assertEqual(count, last)
+        self.assertEqual(self.saved(run)[-1], last)
+        self.assertEqual([n for n in os.listdir(self.path(run, "checkpoints")) if "partial" in n], [])
+
+    def mount(self, *arguments, at):
+        if os.geteuid() != 0 or subprocess.run(["mount", *arguments, at], capture_output=True).returncode != 0:
+            print("skipped: file systems cannot be mounted here")
+            self.skipTest("no mount")
+        self.addCleanup(subprocess.run, ["umount", "-l", at], capture_output=True)
+
+    def test_the_folder_is_removed_meanwhile(self):
+        job = self.start()
+        shutil.rmtree(self.path("run", "checkpoints"), ignore_errors=True)
+        (last,) = self.database("run").execute("SELECT max(step) FROM train_metrics").fetchone()
+        self.wait_for_database("run", f"SELECT 1 FROM events WHERE message LIKE 'step-%' AND step > {last + 100}").close()
+        self.end(job, "run")
+
+    def test_no_folder_can_be_made(self):
+        job = self.start()
+        folder = self.path("run", "checkpoints")
+        while os.path.isdir(folder):
+            shutil.rmtree(folder, ignore_errors=True)
+            try:
+                open(folder, "x").close()
+            except FileExistsError:
+                pass
+        self.failed_then_saved(job, "run", "Not a directory", lambda: os.remove(folder))
+
+    def test_a_disk_that_cannot_be_written(self):
+        job = self.start()
+        folder = self.path("run", "checkpoints")
+        self.mount("--bind", folder, at=folder)
+        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
+        self.failed_then_saved(job, "run", "Read-only", lambda: subprocess.run(["umount", "-l", folder], check=True))
+
+    def test_a_full_disk(self):
+        """Database, log and checkpoints on one small disk, which is full for a while."""
+        os.mkdir(self.path("disk"))
+        self.mount("-t", "tmpfs", "-o", "size=24m", "bulkhead-test", at=self.path("disk"))
+        job = self.start("disk/run")
+        with open(self.path("disk", "ballast"), "wb") as f:
+            try:
+                while f.write(bytes(65536)):
+                    f.flush()
+            except OSError:
+                pass
+        time.sleep(2)
+        os.remove(self.path("disk", "ballast"))
+        self.failed_then_saved(job, "disk/run", "No space", lambda: None)
 
 
 if __name__ == "__main__":

@@ -429,8 +429,6 @@ static void unsupported(void **state) {
     static const char *const asked[][3] = {
         {"train", "recompute", "full"},
         {"data", "document_mask", "true"},
-        {"checkpoint", "every", "5"},
-        {"checkpoint", "keep_every", "5"},
     };
     for (size_t i = 0; i < sizeof asked / sizeof *asked; i++)
         expect_error(asked[i][0], asked[i][1], asked[i][2], asked[i][1]);
