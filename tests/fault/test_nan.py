@@ -1,0 +1,73 @@
+"""docs/cases.md 16: a value that is not finite on one rank in mid-run."""
+import json
+import os
+import signal
+import unittest
+
+import harness
+
+
+class Nan(harness.RunTest):
+    def setUp(self):
+        super().setUp()
+        self.dataset()
+        os.environ["NAN_FILE"] = self.path("nan")
+
+    def start(self, policy):
+        config = self.config(train=dict(steps=1000000, log_every=1000000, on_nan=policy),
+                             attention=dict(variant="mla-decoupled"), checkpoint=dict(every=1, keep=100000),
+                             diagnostics=dict(ranks=0))
+        os.environ["LD_PRELOAD"] = os.environ["NAN_ONCE"]
+        try:
+            job = self.in_background(2, config, "run", "parallel.tensor=2")
+        finally:
+            del os.environ["LD_PRELOAD"]
+        self.wait_for_database("run", "SELECT 1 FROM train_metrics WHERE step >= 5").close()
+        with open(self.path("nan.new"), "w") as f:
+            f.write("1")
+        os.rename(self.path("nan.new"), self.path("nan"))
+        return job
+
+    def manifest(self, step):
+        with open(self.path("run", "checkpoints", f"step-{step:08d}", "manifest.json")) as f:
+            return json.load(f)["content"]
+
+    def saved(self):
+        return sorted(int(n[5:]) for n in os.listdir(self.path("run", "checkpoints")) if n.startswith("step-"))
+
+    def the_step(self):
+        """The one step that has an event and no loss."""
+        db = self.database("run")
+        steps = db.execute("SELECT step FROM events WHERE kind = 'nan'").fetchall()
+        self.assertEqual(len(steps), 1)
+        self.assertEqual(db.execute("SELECT step FROM train_metrics WHERE loss IS NULL").fetchall(), steps)
+        return steps[0][0]
+
+    def test_stop(self):
+        job = self.start("stop")
+        _, err = job.communicate(timeout=60)
+        self.assertEqual(job.returncode, 70, err)
+        step = self.the_step()
+        self.assertIn(f"step {step}: loss nan", err)
+        self.assertEqual(self.database("run").execute("SELECT status FROM runs").fetchone()[0], "failed")
+        with open(self.path("run", "checkpoints", "latest")) as f:
+            self.assertEqual(f.read(), f"step-{step - 1:08d}\n")
+        self.assertEqual(self.saved()[-1], step - 1)
+
+    def test_skip(self):
+        job = self.start("skip")
+        self.wait_for_database("run", "SELECT 1 FROM events WHERE kind = 'nan'").close()
+        step = self.the_step()
+        self.wait_for_database("run", f"SELECT 1 FROM train_metrics WHERE step >= {step + 3}").close()
+        job.send_signal(signal.SIGUSR1)
+        _, err = job.communicate(timeout=60)
+        self.assertEqual(job.returncode, 75, err)
+        before, skipped, after = (self.manifest(step + i) for i in (-1, 0, 1))
+        self.assertEqual(skipped["boxes"], before["boxes"], "weights or moments have changed")
+        self.assertNotEqual(after["boxes"], before["boxes"])
+        self.assertEqual([m["updates"] for m in (before, skipped, after)], [step - 1, step - 1, step])
+        self.assertEqual([m["left_out"] for m in (before, skipped, after)], [0, 1, 0])
+
+
+if __name__ == "__main__":
+    unittest.main()
