@@ -1,8 +1,9 @@
-/* The channel's two ends are queues. In one process both ends share one; over MPI a thread at each end carries messages
- * from the sender's to the receiver's (wire.c). The snapshot buffers stand in a queue of their own while they are free:
- * taking one waits for the thread to put it back. */
+/* The channel's two ends are queues, or in a worker process a socket. In one process both ends share one; over MPI a
+ * thread at each end carries messages from the sender's to the receiver's (wire.c). The snapshot buffers stand in a
+ * queue of their own while they are free: taking one waits for the thread to put it back. */
 #include "comm/channel.h"
 
+#include "comm/message.h"
 #include "comm/queue.h"
 #include "comm/wire.h"
 
@@ -17,11 +18,14 @@ struct channel_sender {
     size_t snapshot_bytes;
     int rank;
     wire_out *wire; /* NULL in one process */
+    int socket;     /* in a worker process, which has no queue; else 0 */
 };
 
 struct channel_receiver {
     queue *in;
     wire_in *wire; /* NULL in one process */
+    int socket;    /* in a worker process, which has no queue; else 0 */
+    int64_t taken; /* the last message's number */
 };
 
 static status no_memory(void) {
@@ -158,9 +162,36 @@ status channel_local_open(channel_sender **sender, channel_receiver **receiver) 
     return STATUS_OK;
 }
 
+status channel_worker_open(channel_sender **first, channel_receiver **receiver, int socket) {
+    channel_sender *s = calloc(1, sizeof *s);
+    channel_receiver *r = calloc(1, sizeof *r);
+    *first = NULL;
+    *receiver = NULL;
+    if (!s || !r) {
+        free(s);
+        free(r);
+        return no_memory();
+    }
+    s->socket = r->socket = socket;
+    *first = s;
+    *receiver = r;
+    return STATUS_OK;
+}
+
+/* A worker process to its supervisor: without an answer from the other end there is nobody to tell of a failure, and
+ * the next receive will see it. */
+static void say(const channel_receiver *r, int kind, int64_t step, const void *data, size_t bytes) {
+    const channel_message m = {.kind = kind, .step = step, .number = r->taken, .data = (void *)data, .bytes = bytes};
+    if (message_send(r->socket, &m, NULL) != STATUS_OK) status_clear();
+}
+
 status channel_post(channel_sender *s, int kind, int64_t step, const void *data, size_t bytes) {
     if (kind < 0) return status_fail(STATUS_INTERNAL, "message kind %d is the channel's own", kind);
     channel_message m = {.kind = kind, .sender = s->rank, .step = step, .bytes = bytes};
+    if (s->socket) {
+        m.data = (void *)data;
+        return message_send(s->socket, &m, NULL);
+    }
     m.data = malloc(bytes > 0 ? bytes : 1);
     if (!m.data) return no_memory();
     if (bytes > 0) memcpy(m.data, data, bytes);
@@ -208,10 +239,14 @@ status channel_snapshot_send(channel_sender *s, int64_t step, size_t written, co
 }
 
 status channel_sender_status(channel_sender *s) {
-    return queue_status(s->out);
+    return s->socket ? STATUS_OK : queue_status(s->out);
 }
 
 status channel_sender_close(channel_sender *s) {
+    if (s->socket) {
+        free(s);
+        return STATUS_OK;
+    }
     queue_end(s->out);
     if (s->wire) wire_out_close(s->wire);
     status result = queue_status(s->out);
@@ -225,13 +260,29 @@ void channel_sender_abandon(channel_sender *s) {
     free_sender(s);
 }
 
+static status receive_from_supervisor(channel_receiver *r, channel_message *message) {
+    bool gone = false;
+    status result = message_receive(r->socket, message, &gone);
+    if (gone) return status_fail(STATUS_INTERNAL, "the diagnostics rank is gone");
+    r->taken = message->number;
+    say(r, MESSAGE_TAKES, message->step, NULL, 0); /* also of one that there is no memory for */
+    return result;
+}
+
 status channel_receive(channel_receiver *r, channel_message *message) {
-    return queue_pop(r->in, message);
+    return r->socket ? receive_from_supervisor(r, message) : queue_pop(r->in, message);
 }
 
 void channel_release(channel_receiver *r, channel_message *message) {
-    free(message->data);
-    message->data = NULL;
+    message_release(message);
+}
+
+int channel_receiver_descriptor(channel_receiver *r) {
+    return queue_descriptor(r->in);
+}
+
+void channel_report(channel_receiver *r, const channel_progress *p) {
+    if (r->socket) say(r, MESSAGE_PROGRESS, p->step, p, sizeof *p);
 }
 
 void channel_grant(channel_receiver *r) {
@@ -239,17 +290,24 @@ void channel_grant(channel_receiver *r) {
 }
 
 void channel_ask_stop(channel_receiver *r) {
+    if (r->socket) say(r, MESSAGE_STOP, 0, NULL, 0);
     if (r->wire) wire_in_ask_stop(r->wire);
 }
 
 void channel_confirm(channel_receiver *r, int64_t step) {
-    if (r->wire)
+    if (r->socket)
+        say(r, MESSAGE_CONFIRM, step, NULL, 0);
+    else if (r->wire)
         wire_in_confirm(r->wire, step);
     else
         queue_confirm(r->in, step);
 }
 
 void channel_receiver_close(channel_receiver *r) {
+    if (r->socket) {
+        free(r);
+        return;
+    }
     queue_fail(r->in, STATUS_INTERNAL, "the receiving end of the channel has closed");
     if (r->wire) wire_in_close(r->wire);
     free_receiver(r);

@@ -31,7 +31,8 @@ typedef struct channel_message {
     size_t bytes;
     void *data;
     int slot;       /* at the sending end, of a snapshot: its buffer's number */
-    int64_t number; /* in a worker process (comm/link.h): its place among all that came; else 0 */
+    int64_t number; /* in a worker process: its place among all that came; else 0 */
+    int memory;     /* descriptor of the file of memory that data is a mapping of; 0: there is none */
 } channel_message;
 
 /* Over MPI: every compute rank opens a sender, every diagnostics rank a receiver. snapshot_bytes: size of each of the
@@ -55,6 +56,10 @@ status channel_relay_open(channel_sender **out, const comm_roles *roles);
 
 /* Both ends in one process, for one sender; snapshots are not sent this way. */
 status channel_local_open(channel_sender **sender, channel_receiver **receiver);
+
+/* The ends in a worker process, of which the other is a supervisor's (diag/worker.h): what the diagnostics rank
+ * receives, and its records to the first one. */
+status channel_worker_open(channel_sender **first, channel_receiver **receiver, int socket);
 
 /* Queues a copy of a record for the first diagnostics rank. */
 status channel_post(channel_sender *s, int kind, int64_t step, const void *data, size_t bytes);
@@ -95,13 +100,27 @@ void channel_sender_abandon(channel_sender *s);
 status channel_receive(channel_receiver *r, channel_message *message);
 void channel_release(channel_receiver *r, channel_message *message);
 
-/* Grants compute rank 0 credit for one more snapshot. */
+/* A descriptor that is readable while channel_receive() need not wait, for poll(). Not in a worker process. */
+int channel_receiver_descriptor(channel_receiver *r);
+
+/* Grants compute rank 0 credit for one more snapshot. Nothing in a worker process, whose supervisor grants. */
 void channel_grant(channel_receiver *r);
+
+/* How far a worker process is. */
+typedef struct channel_progress {
+    int64_t number; /* all messages up to this one are recorded, but shares and parts of snapshots; 0: none */
+    int64_t step;   /* so are those, of snapshots up to this one; -1: none */
+    int64_t ended;  /* the last snapshot that nothing more is computed of; -1: none */
+} channel_progress;
+
+/* In a worker process: tells the supervisor. */
+void channel_report(channel_receiver *r, const channel_progress *p);
 
 /* Asks compute rank 0 for the end of the run; it decides. Nothing where the channel does not go over MPI. */
 void channel_ask_stop(channel_receiver *r);
 
-/* Tells compute rank 0 that all that it sent up to that step is recorded. */
+/* Tells compute rank 0 that all that it sent up to that step is recorded; INT64_MAX: that nothing will be any more, so
+ * that nobody need wait. */
 void channel_confirm(channel_receiver *r, int64_t step);
 
 /* Takes, and drops, what still comes until every sender has said CHANNEL_END; frees. */

@@ -1,8 +1,12 @@
 #include "comm/queue.h"
 
+#include "comm/message.h"
+
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
 
 typedef struct node {
     channel_message message;
@@ -16,6 +20,7 @@ struct queue {
     node *first, **last;
     bool ended;
     int64_t confirmed;
+    int descriptor; /* an eventfd; -1: nobody has asked for it */
     status failure;
     char reason[512];
 };
@@ -27,6 +32,7 @@ queue *queue_open(int owners) {
     pthread_cond_init(&q->changed, NULL);
     q->owners = owners;
     q->confirmed = -1;
+    q->descriptor = -1;
     q->last = &q->first;
     return q;
 }
@@ -40,9 +46,10 @@ void queue_free(queue *q) {
     while (q->first) {
         node *n = q->first;
         q->first = n->next;
-        free(n->message.data);
+        message_release(&n->message);
         free(n);
     }
+    if (q->descriptor >= 0) close(q->descriptor);
     pthread_cond_destroy(&q->changed);
     pthread_mutex_destroy(&q->lock);
     free(q);
@@ -51,6 +58,25 @@ void queue_free(queue *q) {
 /* Call with the lock held. */
 static status failure(const queue *q) {
     return q->failure == STATUS_OK ? STATUS_OK : status_fail(q->failure, "%s", q->reason);
+}
+
+/* Call with the lock held, when what a reader may be waiting for has changed. */
+static void tell(queue *q) {
+    uint64_t one = 1;
+    pthread_cond_broadcast(&q->changed);
+    if (q->descriptor < 0) return;
+    bool ready = q->first || q->ended || q->failure != STATUS_OK;
+    /* Neither can fail: the counter is 0 or 1. */
+    if (read(q->descriptor, &one, sizeof one) < 0) one = 1;
+    if (ready && write(q->descriptor, &one, sizeof one) < 0) one = 0;
+}
+
+int queue_descriptor(queue *q) {
+    pthread_mutex_lock(&q->lock);
+    if (q->descriptor < 0) q->descriptor = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+    tell(q);
+    pthread_mutex_unlock(&q->lock);
+    return q->descriptor;
 }
 
 status queue_push(queue *q, const channel_message *message) {
@@ -64,7 +90,7 @@ status queue_push(queue *q, const channel_message *message) {
     if (result == STATUS_OK) {
         *q->last = n;
         q->last = &n->next;
-        pthread_cond_signal(&q->changed);
+        tell(q);
     }
     pthread_mutex_unlock(&q->lock);
     if (result != STATUS_OK) free(n);
@@ -80,6 +106,7 @@ status queue_pop(queue *q, channel_message *message) {
     if (n) {
         q->first = n->next;
         if (!q->first) q->last = &q->first;
+        tell(q);
     }
     pthread_mutex_unlock(&q->lock);
     if (n) *message = n->message;
@@ -90,7 +117,7 @@ status queue_pop(queue *q, channel_message *message) {
 void queue_end(queue *q) {
     pthread_mutex_lock(&q->lock);
     q->ended = true;
-    pthread_cond_broadcast(&q->changed);
+    tell(q);
     pthread_mutex_unlock(&q->lock);
 }
 
@@ -100,7 +127,7 @@ void queue_fail(queue *q, status code, const char *reason) {
         q->failure = code;
         snprintf(q->reason, sizeof q->reason, "%s", reason);
     }
-    pthread_cond_broadcast(&q->changed);
+    tell(q);
     pthread_mutex_unlock(&q->lock);
 }
 

@@ -19,6 +19,9 @@ status queue_pop(queue *q, channel_message *message);
 void queue_end(queue *q);
 void queue_fail(queue *q, status code, const char *reason);
 
+/* Readable while queue_pop() need not wait. -1: there are no descriptors. */
+int queue_descriptor(queue *q);
+
 /* The reader's word to the writer: all up to that step is recorded. The last one, -1: none. */
 void queue_confirm(queue *q, int64_t step);
 int64_t queue_confirmed(queue *q);

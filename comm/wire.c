@@ -5,6 +5,7 @@
 
 #include "comm/backends.h"
 #include "comm/backoff.h"
+#include "comm/message.h"
 #include "comm/thread.h"
 #include "core/clock.h"
 
@@ -63,7 +64,7 @@ struct wire_out {
 /* One sender's unfinished message. */
 typedef struct stream {
     wire_header header;
-    char *data; /* NULL: being thrown away */
+    channel_message message; /* data NULL: being thrown away */
     uint64_t arrived;
     bool open;
 } stream;
@@ -370,12 +371,8 @@ static status send_answers(wire_in *w) {
 
 static void deliver(wire_in *w, int sender) {
     stream *s = &w->streams[sender];
-    channel_message m = {.kind = (int)s->header.kind,
-                         .sender = sender,
-                         .step = s->header.step,
-                         .bytes = s->header.bytes,
-                         .data = s->data};
-    if (queue_push(w->to, &m) != STATUS_OK) free(m.data); /* the caller has closed or failed: it wants no more */
+    /* Where the caller has closed or failed, it wants no more. */
+    if (queue_push(w->to, &s->message) != STATUS_OK) message_release(&s->message);
     *s = (stream){0};
 }
 
@@ -383,7 +380,7 @@ static status take_header(wire_in *w, int sender, const wire_header *header) {
     stream *s = &w->streams[sender];
     if (s->open) {
         protocol_error(w, sender, "a message began inside another");
-        free(s->data);
+        message_release(&s->message);
     }
     *s = (stream){0};
     if (header->kind == CHANNEL_END) {
@@ -394,8 +391,9 @@ static status take_header(wire_in *w, int sender, const wire_header *header) {
         return result;
     }
     *s = (stream){.header = *header, .open = true};
-    s->data = malloc(header->bytes > 0 ? header->bytes : 1);
-    if (!s->data)
+    s->message =
+        (channel_message){.kind = (int)header->kind, .sender = sender, .step = header->step, .bytes = header->bytes};
+    if (!message_allocate(&s->message))
         fail_in(w, status_fail(STATUS_INTERNAL, "out of memory for a message of %llu bytes from sender %d",
                                (unsigned long long)header->bytes, sender));
     if (header->bytes == 0) deliver(w, sender);
@@ -414,7 +412,7 @@ static status take_chunk(wire_in *w, int sender, int bytes, MPI_Message *message
     stream *s = &w->streams[sender];
     bool fits = s->open && (uint64_t)bytes <= s->header.bytes - s->arrived;
     if (!fits) protocol_error(w, sender, "more bytes came than its header said");
-    TRY(receive_bytes(w, fits && s->data ? s->data + s->arrived : w->scratch, bytes, message));
+    TRY(receive_bytes(w, fits && s->message.data ? (char *)s->message.data + s->arrived : w->scratch, bytes, message));
     if (!fits) return STATUS_OK;
     s->arrived += (uint64_t)bytes;
     if (s->arrived == s->header.bytes) deliver(w, sender);
@@ -460,9 +458,16 @@ static void *run_in(void *user) {
 }
 
 static void free_in(wire_in *w) {
-    void (*end)(void *) = w->unfinished ? keep_for_mpi : free;
-    for (int i = 0; w->streams && i < w->senders; i++) end(w->streams[i].data);
-    end(w->scratch);
+    for (int i = 0; w->streams && i < w->senders; i++) {
+        if (w->unfinished)
+            keep_for_mpi(w->streams[i].message.data);
+        else
+            message_release(&w->streams[i].message);
+    }
+    if (w->unfinished)
+        keep_for_mpi(w->scratch);
+    else
+        free(w->scratch);
     free(w->streams);
     free(w->rank_of);
     free(w);

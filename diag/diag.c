@@ -62,7 +62,7 @@ struct diag {
     int64_t confirmed;                /* the last one of which all is committed; -1: none */
     int64_t taken, checkpoint_number; /* numbers of messages: the last, and the checkpoint's */
     int64_t ended_step;               /* the last snapshot that came to an end; -1: none */
-    diag_progress progress;
+    channel_progress progress;
 };
 
 static double now_ms(void) {
@@ -209,7 +209,7 @@ static status restore(diag *d, int64_t step) {
     restoring r = {.d = d};
     const store_visitor visitor = {restore_gains, restore_snapshot, &r};
     d->ended_step = step == DIAG_AGAIN ? store_last_snapshot(d->store) : -1;
-    d->progress = (diag_progress){store_messages(d->store), d->ended_step};
+    d->progress = (channel_progress){store_messages(d->store), d->ended_step, d->ended_step};
     if (step != DIAG_AGAIN && store_is_new(d->store))
         note(d, step, "warn", "resume", "there was no database: its rows begin behind step %lld", (long long)step);
     else if (step != DIAG_AGAIN && metrics < step)
@@ -227,7 +227,7 @@ static void set_up(diag *d, const config *c, int rank) {
     d->ranks = (int)c->diagnostics.ranks;
     d->tokens_per_step = c->train.global_batch * c->model.context;
     d->esd_every = c->diagnostics.esd_every;
-    d->checkpoint = d->confirmed = d->ended_step = d->progress.step = -1;
+    d->checkpoint = d->confirmed = d->ended_step = d->progress.step = d->progress.ended = -1;
 }
 
 status diag_open(diag **out, const config *c, const char *run_dir, const char *device, int tp, int dp,
@@ -636,9 +636,10 @@ static bool is_part(const diag *d, const channel_message *m, int senders) {
 
 /* All that was taken is recorded but shares of snapshots under way; a checkpoint is not while it is not confirmed. */
 static void note_progress(diag *d) {
+    d->progress.ended = d->ended_step;
     if (d->store && store_waiting(d->store) > 0) return;
-    d->progress =
-        (diag_progress){.number = d->checkpoint < 0 ? d->taken : d->checkpoint_number - 1, .step = d->ended_step};
+    d->progress.number = d->checkpoint < 0 ? d->taken : d->checkpoint_number - 1;
+    d->progress.step = d->ended_step;
     for (int i = 0; i < MOST_UNDER_WAY; i++)
         if (d->snapshots[i].used && d->snapshots[i].step <= d->progress.step)
             d->progress.step = d->snapshots[i].step - 1;
@@ -660,7 +661,7 @@ int diag_take(diag *d, const channel_message *message, int senders) {
     return credits;
 }
 
-diag_progress diag_recorded(const diag *d) {
+channel_progress diag_recorded(const diag *d) {
     return d->progress;
 }
 
@@ -693,6 +694,7 @@ void diag_end(diag *d, int senders) {
 status diag_serve(diag *d, channel_receiver *channel, int senders) {
     bool told = false;
     int64_t confirmed = d->confirmed;
+    channel_progress progress = d->progress;
     for (int i = 0; i < CHANNEL_SNAPSHOT_BUFFERS; i++) channel_grant(channel);
     for (;;) {
         channel_message m = {0};
@@ -707,6 +709,8 @@ status diag_serve(diag *d, channel_receiver *channel, int senders) {
         for (int i = 0; i < credits; i++) channel_grant(channel);
         if (d->confirmed != confirmed) channel_confirm(channel, d->confirmed);
         confirmed = d->confirmed;
+        if (memcmp(&d->progress, &progress, sizeof(progress)) != 0) channel_report(channel, &d->progress);
+        progress = d->progress;
     }
     diag_end(d, senders);
     return STATUS_OK;

@@ -13,12 +13,7 @@ int diag_take(diag *d, const channel_message *message, int senders);
 bool diag_asks_stop(const diag *d);
 
 /* What of the messages taken is recorded: committed, or on a further rank sent on. */
-typedef struct diag_progress {
-    int64_t number; /* all messages up to this one, but shares and parts of snapshots; 0: none */
-    int64_t step;   /* all shares and parts of snapshots up to this one; -1: none */
-} diag_progress;
-
-diag_progress diag_recorded(const diag *d);
+channel_progress diag_recorded(const diag *d);
 
 /* The last checkpoint's step up to which all is committed; -1: none. */
 int64_t diag_confirmed(const diag *d);

@@ -7,6 +7,7 @@
 
 #include "core/file.h"
 #include "core/log.h"
+#include "diag/worker.h"
 #include "trainer/job.h"
 #include "trainer/run_folder.h"
 #include "trainer/signals.h"
@@ -150,7 +151,7 @@ static status run_compute(job *j, const char *how) {
 
 /* What a diagnostics rank works with. relay: from a further one to the first. */
 typedef struct watcher {
-    diag *diag;
+    diag_worker *worker;
     channel_receiver *receiver;
     channel_sender *relay;
 } watcher;
@@ -158,18 +159,14 @@ typedef struct watcher {
 static status open_watcher(watcher *w, job *j) {
     int rank = j->roles.diagnostics_rank;
     TRY(open_log(j));
-    if (rank > 0) {
-        TRY(channel_relay_open(&w->relay, &j->roles));
-        TRY(diag_open_further(&w->diag, &j->c, rank, w->relay));
-    } else {
-        TRY(diag_open(&w->diag, &j->c, j->c.run.dir, j->derived.device, j->roles.tp, j->roles.dp, j->derived.host,
-                      j->derived.resume_step));
-    }
+    if (rank > 0) TRY(channel_relay_open(&w->relay, &j->roles));
+    TRY(diag_worker_open(&w->worker, &j->c, j->c.run.dir, j->derived.device, j->roles.tp, j->roles.dp, j->derived.host,
+                         rank, j->derived.resume_step));
     return channel_receiver_open(&w->receiver, &j->roles);
 }
 
 static status serve(watcher *w, const job *j) {
-    status s = diag_serve(w->diag, w->receiver, j->roles.tp * j->roles.dp);
+    status s = diag_worker_serve(w->worker, w->receiver, w->relay);
     channel_receiver_close(w->receiver);
     if (w->relay && channel_sender_close(w->relay) != STATUS_OK) log_error("channel: %s", status_message());
     return s;
@@ -194,7 +191,7 @@ static status run_diagnostics(job *j) {
             if (w.relay) channel_sender_abandon(w.relay);
         }
     }
-    status closed = diag_close(w.diag);
+    status closed = diag_worker_close(w.worker);
     return s == STATUS_OK ? closed : s;
 }
 

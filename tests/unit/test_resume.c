@@ -282,6 +282,24 @@ static void a_run_goes_on_at_every_snapshot(void **state) {
     free(want);
 }
 
+/* Nothing of a later step, whichever table. */
+static void check_no_row_behind(int64_t step) {
+    static const char *const of_snapshots[] = {"spectra", "esd", "vectors"}, *const of_steps[] = {
+                                                                                 "snapshots", "layer_spectra", "gains",
+                                                                                 "train_metrics", "eval_metrics"};
+    char sql[160];
+    for (int i = 0; i < 3; i++) {
+        snprintf(sql, sizeof(sql),
+                 "SELECT count(*) FROM %s WHERE snapshot_id NOT IN (SELECT snapshot_id FROM snapshots)",
+                 of_snapshots[i]);
+        check_sql(sql, 0);
+    }
+    for (int i = 0; i < 5; i++) {
+        snprintf(sql, sizeof(sql), "SELECT count(*) FROM %s WHERE step > %lld", of_steps[i], (long long)step);
+        check_sql(sql, 0);
+    }
+}
+
 /* What a crash leaves behind the checkpoint is made again, not twice. Alerts of the time that was lost stay, and come
  * again. */
 static void a_crash_leaves_no_row_twice(void **state) {
@@ -291,6 +309,8 @@ static void a_crash_leaves_no_row_twice(void **state) {
     run_part((part){1, EVERY + 5, EVERY + 5, 2 * EVERY + 1, DIES});
     check_sql("SELECT count(*) FROM train_metrics", 2 * EVERY + 1);
     check_sql("SELECT count(*) FROM snapshots", 3);
+    check_sql("SELECT count(*) > 0 FROM esd", 1);
+    check_no_row_behind(2 * EVERY + 1);
     run_part((part){1, 2 * EVERY, 2 * EVERY, LAST_STEP, FINISHES});
     check_sql("SELECT count(*) FROM train_metrics", LAST_STEP);
     check_sql("SELECT max(last_step) FROM sessions WHERE attempt = 1", 4 * EVERY + 3);

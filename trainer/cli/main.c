@@ -1,6 +1,7 @@
 /* The program: finds the command, runs it, prints the one message of a failure and turns its status into the exit code.
  */
 #include "core/log.h"
+#include "diag/worker.h"
 #include "trainer/cli/command.h"
 
 #include <getopt.h>
@@ -50,6 +51,7 @@ int main(int argc, char **argv) {
     /* A closed pipe and a file at its size limit are failed writes, not deaths. */
     signal(SIGPIPE, SIG_IGN);
     signal(SIGXFSZ, SIG_IGN);
+    if (strcmp(argv[1], DIAG_WORKER_COMMAND) == 0) return diag_worker_main();
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++) {
         if (strcmp(argv[1], commands[i].name) != 0) continue;
         status s = commands[i].run(argc - 1, argv + 1);
