@@ -1,24 +1,20 @@
-/* The GPU's singular values: small matrices by our Jacobi kernel, large ones as the eigenvalues of [0 X; Xt 0], which
- * are the singular values and their negatives, by cuSOLVER's batched solver. Never those of Xt X: squared, what is
- * under 3e-4 of the largest value would drown in fp32. */
+/* The GPU's singular values: roots of the eigenvalues of Gram matrices, which cuBLAS makes in float64. */
 #include "diag/cuda/kernels.h"
 #include "diag/svd.h"
 
 #include "core/log.h"
 #include "core/ops/cuda/context.h"
 
-#include <cusolverDn.h>
+#include <cublas_v2.h>
 #include <stdlib.h>
 
-enum { PIECE_BYTES = 128 << 20 }; /* embedded, four times as much */
+enum { PIECE_BYTES = 128 << 20 }; /* widened and squared, four times as much */
 
 typedef struct svd_context {
-    cusolverDnHandle_t solver;
-    cusolverDnParams_t params;
-    float *embedded, *eigenvalues;
-    int *info;
-    void *work, *host_work;
-    size_t embedded_bytes, eigenvalue_bytes, info_bytes, work_bytes, host_work_bytes;
+    cublasHandle_t blas;
+    double *wide, *grams, *vectors; /* see launch_widen and launch_tridiagonal_values */
+    unsigned *arrivals;
+    size_t wide_bytes, gram_bytes, vector_bytes, arrival_bytes;
 } svd_context;
 
 static svd_context *context_of(const svd_device *d) {
@@ -41,65 +37,60 @@ static bool grow(ops *o, void *data, size_t *had, size_t bytes) {
     return *at != NULL;
 }
 
-static bool solver_check(svd_device *d, cusolverStatus_t code, const char *what) {
-    if (code == CUSOLVER_STATUS_SUCCESS) return true;
+static bool blas_check(svd_device *d, cublasStatus_t code, const char *what) {
+    if (code == CUBLAS_STATUS_SUCCESS) return true;
     if (d->ops.first_error == STATUS_OK)
-        d->ops.first_error =
-            status_fail(STATUS_INTERNAL, "GPU %d: cuSOLVER: %s: error %d", cuda_of(&d->ops)->device, what, (int)code);
+        d->ops.first_error = status_fail(STATUS_INTERNAL, "GPU %d: cuBLAS: %s: %s", cuda_of(&d->ops)->device, what,
+                                         cublasGetStatusString(code));
     return false;
+}
+
+static bool plan_for(svd_device *d, tridiagonal_plan *p, int side, int count) {
+    return cuda_check(&d->ops, tridiagonal_plan_for(p, side, count, cuda_of(&d->ops)->device), "blocks");
 }
 
 static status cuda_reserve(svd_device *d, int side, int count) {
     svd_context *c = context_of(d);
-    if (side <= d->small_side) return STATUS_OK;
-    size_t wide = 2 * (size_t)side, matrices = (size_t)count, work = 0, host_work = 0;
-    if (!grow(&d->ops, &c->embedded, &c->embedded_bytes, matrices * wide * wide * sizeof(float)) ||
-        !grow(&d->ops, &c->eigenvalues, &c->eigenvalue_bytes, matrices * wide * sizeof(float)) ||
-        !grow(&d->ops, &c->info, &c->info_bytes, matrices * sizeof(int)))
-        return no_memory(d, side, count);
-    cusolverStatus_t code = cusolverDnXsyevBatched_bufferSize(
-        c->solver, c->params, CUSOLVER_EIG_MODE_NOVECTOR, CUBLAS_FILL_MODE_LOWER, (int64_t)wide, CUDA_R_32F,
-        c->embedded, (int64_t)wide, CUDA_R_32F, c->eigenvalues, CUDA_R_32F, &work, &host_work, count);
-    if (!solver_check(d, code, "workspace")) return ops_status(&d->ops);
-    if (!grow(&d->ops, &c->work, &c->work_bytes, work)) return no_memory(d, side, count);
-    if (host_work > c->host_work_bytes) {
-        free(c->host_work);
-        c->host_work = malloc(host_work);
-        c->host_work_bytes = c->host_work ? host_work : 0;
-        if (!c->host_work) return status_fail(STATUS_CONFIG, "out of memory for cuSOLVER");
-    }
-    return STATUS_OK;
+    tridiagonal_plan p;
+    if (!plan_for(d, &p, side, count)) return ops_status(&d->ops);
+    size_t row_bytes = (size_t)count * (size_t)p.stride * sizeof(double);
+    bool got = grow(&d->ops, &c->wide, &c->wide_bytes, row_bytes * (size_t)side) &&
+               grow(&d->ops, &c->grams, &c->gram_bytes, row_bytes * (size_t)p.stride) &&
+               grow(&d->ops, &c->vectors, &c->vector_bytes, tridiagonal_vector_bytes(&p)) &&
+               grow(&d->ops, &c->arrivals, &c->arrival_bytes, (size_t)count * sizeof *c->arrivals);
+    return got ? STATUS_OK : no_memory(d, side, count);
 }
 
-static void solve_embedded(svd_device *d, float *values, const float *matrices, int side, int count) {
+/* grams = Xt X of each matrix X. */
+static bool square(svd_device *d, const tridiagonal_plan *p) {
     svd_context *c = context_of(d);
-    cudaStream_t stream = cuda_of(&d->ops)->stream;
-    int64_t wide = 2 * (int64_t)side;
-    if (!cuda_check(&d->ops, launch_embed(c->embedded, matrices, side, count, stream), "embedding")) return;
-    cusolverStatus_t code =
-        cusolverDnXsyevBatched(c->solver, c->params, CUSOLVER_EIG_MODE_NOVECTOR, CUBLAS_FILL_MODE_LOWER, wide,
-                               CUDA_R_32F, c->embedded, wide, CUDA_R_32F, c->eigenvalues, CUDA_R_32F, c->work,
-                               c->work_bytes, c->host_work, c->host_work_bytes, c->info, count);
-    if (!solver_check(d, code, "eigenvalues")) return;
-    cuda_check(&d->ops, launch_upper_half(values, c->eigenvalues, c->info, side, count, stream), "singular values");
+    const double one = 1, zero = 0;
+    long long stride = p->stride;
+    return blas_check(d,
+                      cublasDgemmStridedBatched(c->blas, CUBLAS_OP_N, CUBLAS_OP_T, p->stride, p->stride, p->side, &one,
+                                                c->wide, p->stride, p->side * stride, c->wide, p->stride,
+                                                p->side * stride, &zero, c->grams, p->stride, stride * stride,
+                                                p->count),
+                      "Gram matrices");
 }
 
 static void cuda_solve(svd_device *d, float *values, float *matrices, int side, int count) {
-    if (side > d->small_side) {
-        solve_embedded(d, values, matrices, side, count);
+    svd_context *c = context_of(d);
+    cudaStream_t stream = cuda_of(&d->ops)->stream;
+    tridiagonal_plan p;
+    if (!plan_for(d, &p, side, count) ||
+        !cuda_check(&d->ops, launch_widen(c->wide, matrices, side, count, stream), "widening") || !square(d, &p))
         return;
-    }
-    cuda_check(&d->ops, launch_jacobi(values, matrices, side, count, cuda_of(&d->ops)->stream), "Jacobi");
+    cuda_check(&d->ops, launch_tridiagonal_values(values, c->grams, c->vectors, c->arrivals, &p, stream),
+               "singular values");
 }
 
 static void cuda_close(svd_device *d) {
     svd_context *c = context_of(d);
-    void *const memory[] = {c->embedded, c->eigenvalues, c->info, c->work};
+    void *const memory[] = {c->wide, c->grams, c->vectors, c->arrivals};
     for (size_t i = 0; i < sizeof memory / sizeof *memory; i++)
         if (memory[i]) d->ops.release(&d->ops, memory[i]);
-    if (c->params) cusolverDnDestroyParams(c->params);
-    if (c->solver) cusolverDnDestroy(c->solver);
-    free(c->host_work);
+    if (c->blas) cublasDestroy(c->blas);
     free(c);
     if (d->ops.close) d->ops.close(&d->ops);
     *d = (svd_device){0};
@@ -127,21 +118,11 @@ static int freest_device(void) {
     return best;
 }
 
-/* The largest side whose matrix a block can hold. */
-static int largest_jacobi_side(int device) {
-    int bytes = 0, side = JACOBI_MOST_SIDE;
-    if (cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device) != cudaSuccess) bytes = 0;
-    while (side > 0 && jacobi_shared_bytes(side) > (size_t)bytes) side--;
-    return side;
-}
-
 static status open_device(svd_device *d, int device) {
     svd_context *c = context_of(d);
     TRY(ops_cuda(&d->ops, device, true));
-    d->small_side = largest_jacobi_side(device);
-    bool opened = solver_check(d, cusolverDnCreate(&c->solver), "start") &&
-                  solver_check(d, cusolverDnSetStream(c->solver, cuda_of(&d->ops)->stream), "stream") &&
-                  solver_check(d, cusolverDnCreateParams(&c->params), "parameters");
+    bool opened = blas_check(d, cublasCreate(&c->blas), "start") &&
+                  blas_check(d, cublasSetStream(c->blas, cuda_of(&d->ops)->stream), "stream");
     return opened ? STATUS_OK : ops_status(&d->ops);
 }
 
