@@ -1,4 +1,5 @@
-/* Milliseconds of an fp32 all-reduce and of a split-phase broadcast, by size, over all ranks of the job:
+/* Milliseconds of fp32 collectives, by size, over all ranks of the job: an all-reduce, and what is started and finished
+ * at once: a broadcast, a sum that is scattered, pieces that are gathered.
  *
  *   mpirun -n 2 bench_collectives         in host memory, over MPI
  *   mpirun -n 2 bench_collectives cuda    on a GPU a rank, over NCCL: in memory of the table, then in memory that the
@@ -10,6 +11,7 @@
 #include "comm/roles.h"
 #include "core/clock.h"
 
+#include <math.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -35,9 +37,31 @@ static void broadcast(comm_group *g, float *data, int64_t count) {
     comm_finish(g);
 }
 
+/* Of count elements, as far as they are whole pieces. */
+static void reduce_scatter(comm_group *g, float *data, int64_t count) {
+    comm_reduce_scatter_start(g, data, count / g->size, DTYPE_F32, "bench", -1);
+    comm_finish(g);
+}
+
+static void all_gather(comm_group *g, float *data, int64_t count) {
+    comm_all_gather_start(g, data, count / g->size, DTYPE_F32, "bench", -1);
+    comm_finish(g);
+}
+
 /* Small whole numbers: their sum is exact in fp32. */
 static float value(int rank, int64_t i) {
     return (float)(rank + 1 + i % 1000);
+}
+
+/* What element i of count must be afterwards; NAN: anything. */
+static float expected(const comm_group *g, collective run, int64_t i, int64_t count) {
+    int64_t piece = count / g->size;
+    if (run == broadcast) return value(0, i);
+    if (run == all_gather) return i < piece * g->size ? value((int)(i / piece), i) : NAN;
+    if (run == reduce_scatter && i / piece != g->rank) return NAN;
+    float sum = 0;
+    for (int r = 0; r < g->size; r++) sum += value(r, i);
+    return sum;
 }
 
 static status bench_status(const bench *b) {
@@ -53,9 +77,8 @@ static status verify(bench *b, const char *name, collective run, int64_t count) 
     b->ops.download(&b->ops, b->host, b->data, bytes);
     status result = bench_status(b);
     for (int64_t i = 0; i < count && result == STATUS_OK; i++) {
-        float want = value(0, i);
-        for (int r = 1; r < b->group.size && run == all_reduce; r++) want += value(r, i);
-        if (b->host[i] != want)
+        float want = expected(&b->group, run, i, count);
+        if (!isnan(want) && b->host[i] != want)
             result = status_fail(STATUS_INTERNAL, "%s of %lld elements: element %lld is %g, want %g", name,
                                  (long long)count, (long long)i, b->host[i], want);
     }
@@ -93,6 +116,8 @@ static status measure_sizes(bench *b) {
     for (int64_t bytes = LEAST_BYTES; bytes <= MOST_BYTES; bytes *= 4) {
         TRY(measure(b, "all_reduce", all_reduce, bytes / (int64_t)sizeof *b->data));
         TRY(measure(b, "broadcast", broadcast, bytes / (int64_t)sizeof *b->data));
+        TRY(measure(b, "reduce_scatter", reduce_scatter, bytes / (int64_t)sizeof *b->data));
+        TRY(measure(b, "all_gather", all_gather, bytes / (int64_t)sizeof *b->data));
     }
     return STATUS_OK;
 }

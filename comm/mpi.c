@@ -81,20 +81,32 @@ static void all_reduce(comm_group *g, void *data, int64_t count, dtype type, com
 
 /* ---------------------------------------------------------------- what is started */
 
-/* A part of a collective that is under way. */
+/* Memory for what other ranks send. */
+typedef struct room {
+    char *data;
+    size_t bytes;
+    bool used;
+} room;
+
+/* A part of a collective that is under way: a request, or an addition to be made when all before it is complete. */
 typedef struct part {
     MPI_Request request;
     comm_pending of;
+    void *sum; /* [piece], to which the pieces in the scratch memory are added; NULL: nothing is */
+    int64_t piece;
+    dtype type;
+    int room; /* the scratch memory */
 } part;
 
-typedef struct comm_started {  /* in the order of their starts */
-    int count, capacity, done; /* the first `done` are known to be complete */
+typedef struct comm_started {
+    int count, capacity, done; /* parts in the order of their starts; the first `done` are known to be complete */
     part *parts;
+    int room_count;
+    room *rooms;
 } comm_started;
 
-/* Room for the request of one more part of the collective that began last; NULL, with the error kept, where there is
- * none. */
-static MPI_Request *new_part(comm_group *g) {
+/* One more part of the collective that began last; NULL, with the error kept, where there is no room. */
+static part *new_part(comm_group *g) {
     comm_started *s = g->started;
     if (s->count == s->capacity) {
         int capacity = s->capacity ? 2 * s->capacity : 64;
@@ -107,26 +119,47 @@ static MPI_Request *new_part(comm_group *g) {
         s->capacity = capacity;
     }
     s->parts[s->count] = (part){.request = MPI_REQUEST_NULL, .of = comm_group_begun(g)};
-    return &s->parts[s->count++].request;
+    return &s->parts[s->count++];
 }
 
-typedef enum start_kind { START_BROADCAST, START_SUM, START_REDUCE } start_kind;
+/* The index of scratch memory that nobody uses, of at least so many bytes; -1, with the error kept, where there is
+ * none. What a collective has given back serves the next: a step's first ones allocate, later steps do not. */
+static int take_room(comm_group *g, size_t bytes) {
+    comm_started *s = g->started;
+    for (int i = 0; i < s->room_count; i++) {
+        if (s->rooms[i].used || s->rooms[i].bytes < bytes) continue;
+        s->rooms[i].used = true;
+        return i;
+    }
+    room *more = realloc(s->rooms, (size_t)(s->room_count + 1) * sizeof *more);
+    if (more) s->rooms = more;
+    char *data = more ? malloc(bytes) : NULL;
+    if (!data) {
+        comm_group_fail(g, g->operation, "out of memory");
+        return -1;
+    }
+    s->rooms[s->room_count] = (room){.data = data, .bytes = bytes, .used = true};
+    return s->room_count++;
+}
 
-static int start(comm_group *g, start_kind kind, void *data, int count, MPI_Datatype type, int root,
+typedef enum start_kind { START_BROADCAST, START_SUM, START_SEND, START_RECEIVE } start_kind;
+
+/* other: the root of a broadcast, or whom to send to or receive from. */
+static int start(comm_group *g, start_kind kind, void *data, int count, MPI_Datatype type, int other,
                  MPI_Request *request) {
-    if (kind == START_BROADCAST) return MPI_Ibcast(data, count, type, root, g->mpi, request);
-    if (kind == START_SUM) return MPI_Iallreduce(MPI_IN_PLACE, data, count, type, MPI_SUM, g->mpi, request);
-    if (g->rank != root) return MPI_Ireduce(data, NULL, count, type, MPI_SUM, root, g->mpi, request);
-    return MPI_Ireduce(MPI_IN_PLACE, data, count, type, MPI_SUM, root, g->mpi, request);
+    if (kind == START_BROADCAST) return MPI_Ibcast(data, count, type, other, g->mpi, request);
+    if (kind == START_SEND) return MPI_Isend(data, count, type, other, 0, g->mpi, request);
+    if (kind == START_RECEIVE) return MPI_Irecv(data, count, type, other, 0, g->mpi, request);
+    return MPI_Iallreduce(MPI_IN_PLACE, data, count, type, MPI_SUM, g->mpi, request);
 }
 
-/* In place, in as many parts as MPI's counts need. root: of a broadcast, or the one that gets a reduction's sum. */
-static void start_parts(comm_group *g, start_kind kind, void *data, int64_t count, dtype type, int root) {
+/* In as many parts as MPI's counts need. */
+static void start_parts(comm_group *g, start_kind kind, void *data, int64_t count, dtype type, int other) {
     char *at = data;
     while (count > 0) {
         int chunk = chunk_of(count);
-        MPI_Request *request = new_part(g);
-        if (!request || !check(g, g->operation, start(g, kind, at, chunk, element(type), root, request))) return;
+        part *p = new_part(g);
+        if (!p || !check(g, g->operation, start(g, kind, at, chunk, element(type), other, &p->request))) return;
         at += (size_t)chunk * dtype_bytes(type);
         count -= chunk;
     }
@@ -140,48 +173,88 @@ static void sum_start(comm_group *g, void *data, int64_t count, dtype type) {
     start_parts(g, START_SUM, data, count, type, 0);
 }
 
-/* Piece r with rank r as the root, for all r. */
-static void start_pieces(comm_group *g, start_kind kind, void *data, int64_t piece, dtype type) {
-    size_t bytes = (size_t)piece * dtype_bytes(type);
-    for (int r = 0; r < g->size && g->first_error == STATUS_OK; r++)
-        start_parts(g, kind, (char *)data + (size_t)r * bytes, piece, type, r);
-}
-
-/* Not MPI's own reduce-scatter, which leaves the result at the start of the buffer. */
-static void reduce_scatter_start(comm_group *g, void *data, int64_t piece, dtype type) {
-    start_pieces(g, START_REDUCE, data, piece, type);
-}
-
+/* Rank r and this one exchange pieces, for all r but this one: messages of two ranks meet in the order of their starts.
+ */
 static void all_gather_start(comm_group *g, void *data, int64_t piece, dtype type) {
-    start_pieces(g, START_BROADCAST, data, piece, type);
+    size_t bytes = (size_t)piece * dtype_bytes(type);
+    char *own = (char *)data + (size_t)g->rank * bytes;
+    for (int step = 1; step < g->size && g->first_error == STATUS_OK; step++) {
+        int to = (g->rank + step) % g->size, from = (g->rank + g->size - step) % g->size;
+        start_parts(g, START_RECEIVE, (char *)data + (size_t)from * bytes, piece, type, from);
+        start_parts(g, START_SEND, own, piece, type, to);
+    }
+}
+
+/* Piece r goes to rank r, and what the others have of this rank's comes into scratch memory. MPI's own nonblocking
+ * reductions take three times as long, and leave the result at the start of the buffer (bench/notes.md). */
+static void reduce_scatter_start(comm_group *g, void *data, int64_t piece, dtype type) {
+    size_t bytes = (size_t)piece * dtype_bytes(type);
+    int taken = take_room(g, bytes * (size_t)(g->size - 1));
+    if (taken < 0) return;
+    char *theirs = g->started->rooms[taken].data;
+    for (int step = 1; step < g->size && g->first_error == STATUS_OK; step++) {
+        int to = (g->rank + step) % g->size, from = (g->rank + g->size - step) % g->size;
+        start_parts(g, START_RECEIVE, theirs + (size_t)(step - 1) * bytes, piece, type, from);
+        start_parts(g, START_SEND, (char *)data + (size_t)to * bytes, piece, type, to);
+    }
+    part *addition = g->first_error == STATUS_OK ? new_part(g) : NULL;
+    if (!addition) return;
+    addition->sum = (char *)data + (size_t)g->rank * bytes;
+    addition->piece = piece;
+    addition->type = type;
+    addition->room = taken;
+}
+
+/* The part's messages are complete. The order of additions depends on ranks alone. */
+static void complete(comm_group *g, const part *p) {
+    if (!p->sum) return;
+    room *theirs = &g->started->rooms[p->room];
+    for (int r = 0; r < g->size - 1; r++) {
+        if (p->type == DTYPE_F64) {
+            const double *more = (const double *)theirs->data + r * p->piece;
+            for (int64_t i = 0; i < p->piece; i++) ((double *)p->sum)[i] += more[i];
+        } else {
+            const float *more = (const float *)theirs->data + r * p->piece;
+            for (int64_t i = 0; i < p->piece; i++) ((float *)p->sum)[i] += more[i];
+        }
+    }
+    theirs->used = false;
 }
 
 static void progress(comm_group *g) {
     comm_started *s = g->started;
-    int complete = 1;
-    while (complete && s->done < s->count) {
+    while (s->done < s->count) {
         part *p = &s->parts[s->done];
-        if (!check(g, p->of.operation, MPI_Test(&p->request, &complete, MPI_STATUS_IGNORE))) return;
-        s->done += complete;
+        int arrived = 0;
+        if (!check(g, p->of.operation, MPI_Test(&p->request, &arrived, MPI_STATUS_IGNORE)) || !arrived) return;
+        complete(g, p);
+        s->done++;
     }
 }
 
 static void finish(comm_group *g) {
     comm_started *s = g->started;
-    for (; s->done < s->count && g->first_error == STATUS_OK; s->done++) {
+    for (; s->done < s->count; s->done++) {
         part *p = &s->parts[s->done];
         comm_group_name(g, &p->of);
         comm_group_wait(g);
-        check(g, p->of.operation, MPI_Wait(&p->request, MPI_STATUS_IGNORE));
+        bool arrived = check(g, p->of.operation, MPI_Wait(&p->request, MPI_STATUS_IGNORE));
         comm_group_wait(g);
+        if (!arrived) return;
+        complete(g, p);
     }
     s->count = s->done = 0;
 }
 
 static void close_group(comm_group *g) {
     if (g->mpi != MPI_COMM_NULL) MPI_Comm_free(&g->mpi);
-    if (g->started) free(g->started->parts);
-    free(g->started);
+    comm_started *s = g->started;
+    for (int i = 0; s && i < s->room_count; i++) free(s->rooms[i].data);
+    if (s) {
+        free(s->parts);
+        free(s->rooms);
+    }
+    free(s);
     g->started = NULL;
 }
 
