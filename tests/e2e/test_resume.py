@@ -308,6 +308,8 @@ class Kept(Resume):
         code, _, err = self.launch(1, config, "run", "train.steps=8", resume="auto")
         self.assertEqual(code, 74, err)
         self.assertIn("is not this run's", err)
+        with open(self.path("run", "checkpoints", "latest")) as f:
+            self.assertEqual(f.read(), "step-00000006\n")
         with open(os.path.join(foreign, "manifest.json")) as f:
             self.assertEqual(f.read(), before)
 

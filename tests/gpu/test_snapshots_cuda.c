@@ -1,4 +1,4 @@
-/* Offloads of the CUDA table, alone and through the snapshot channel to a second rank: what arrives is what the device
+/* Offloads and saves of the CUDA table, alone and through the snapshot channel to a second rank: what arrives is what the device
  * held at that place of the queue, although it is overwritten right behind; with the queue busy and idle in turns, so
  * that copies are now late and now close behind each other. */
 #include "core/rng.h"
@@ -120,6 +120,29 @@ static void offloads_hold_what_was_there(void **state) {
     close_device(&d);
 }
 
+/* Into page-locked memory and into any other: what is queued behind the fence comes too late to be seen. */
+static void saves_hold_what_was_there(void **state) {
+    device d = {0};
+    if (!have_device() || world_rank() > 0) return;
+    open_device(&d);
+    ops *o = &d.ops;
+    float *host[] = {o->host_alloc(o, CARRIED * sizeof(float)), malloc(CARRIED * sizeof(float))};
+    for (int64_t step = 0; step < STEPS; step++) {
+        float *to = host[step % 2];
+        assert_non_null(to);
+        memset(to, 0xEE, CARRIED * sizeof(float));
+        update(&d, step);
+        o->save(o, to, d.parts, 2);
+        o->save_fence(o);
+        o->zero(o, d.weights, COUNT * sizeof(float));
+        check_status(o->save_wait(o), STATUS_OK);
+        check_values(to, d.want[step % PATTERNS], step);
+    }
+    o->host_release(o, host[0]);
+    free(host[1]);
+    close_device(&d);
+}
+
 static void serve(const comm_roles *r) {
     float *want[PATTERNS];
     for (int k = 0; k < PATTERNS; k++) {
@@ -194,6 +217,7 @@ static void too_much_memory_is_refused(void **state) {
 
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(offloads_hold_what_was_there),
+    cmocka_unit_test(saves_hold_what_was_there),
     cmocka_unit_test(snapshots_arrive_as_of_their_step),
     cmocka_unit_test(too_much_memory_is_refused),
 };

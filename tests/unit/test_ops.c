@@ -655,10 +655,24 @@ static void test_offload(void **state) {
     o.host_release(&o, host);
 }
 
+static void test_save(void **state) {
+    ops o;
+    check_status(ops_cpu(&o, 1), STATUS_OK);
+    float weights[10], host[8], want[] = {0, 1, 2, 5, 6, 7, 8, 9};
+    for (int i = 0; i < 10; i++) weights[i] = (float)i;
+    const offload_part parts[] = {{weights, 3 * sizeof(float)}, {weights + 5, 5 * sizeof(float)}};
+    o.save(&o, host, parts, 2);
+    o.save_fence(&o);
+    memset(weights, 0, sizeof weights);
+    check_status(o.save_wait(&o), STATUS_OK);
+    assert_memory_equal(host, want, sizeof want);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup(test_vector_exp_is_right_to_two_ulp, inputs_start),
     cmocka_unit_test_setup(test_memory, inputs_start),
     cmocka_unit_test(test_offload),
+    cmocka_unit_test(test_save),
     cmocka_unit_test_setup(test_matmul, inputs_start),
     cmocka_unit_test_setup(test_linear_helpers_are_the_three_products_of_a_layer, inputs_start),
     cmocka_unit_test_setup(test_rmsnorm, inputs_start),
