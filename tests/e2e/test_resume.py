@@ -36,6 +36,13 @@ class Resume(harness.RunTest):
     def events(self, run, kind):
         return [m for (m,) in self.database(run).execute("SELECT message FROM events WHERE kind = ? ORDER BY attempt, seq", (kind,))]
 
+    def same(self, got, want):
+        """Two lists of rows: the first that differs is named. (What assertEqual tells of long lists takes minutes.)"""
+        self.assertEqual(len(got), len(want))
+        for a, b in zip(got, want):
+            if a != b:
+                self.fail(f"{a}\nis not\n{b}")
+
     def cut(self, run, step, *, of):
         """A run as it stands after its checkpoint of that step, as if it had been lost there: its later checkpoints are
         not there yet; the database is ahead."""
@@ -71,11 +78,11 @@ class SameShape(Resume):
         self.cut("run", 5, of="whole")
         db = self.go_on(ranks, config, "run", *settings)
         for got, wanted in zip(self.rows(db), want, strict=True):
-            self.assertEqual(got, wanted)
+            self.same(got, wanted)
         self.assertEqual(self.saved("run"), [5, 10, 12])
         for step in (10, 12):
             ours, theirs = self.manifest("run", step), self.manifest("whole", step)
-            self.assertEqual(ours["boxes"], theirs["boxes"])
+            self.same(ours["boxes"], theirs["boxes"])
             for key in ("updates", "tokens", "loss", "spikes"):
                 self.assertEqual(ours[key], theirs[key])
         self.assertEqual(db.execute("SELECT count(*), max(attempt) FROM sessions").fetchone(), (2, 2))
@@ -165,10 +172,10 @@ class OtherShapes(Resume):
         for shape in ((1, 1), (4, 1), (1, 2)):
             run = "%dx%d" % shape
             self.at(shape, config, run, resume=self.path("whole", "checkpoints", "step-00000003"))
-            self.assertEqual(self.tensors(run, 3), want)
+            self.same(self.tensors(run, 3), want)
 
     def tensors(self, run, step):
-        """(name, kind) -> rows of the whole tensor, put together from its boxes."""
+        """(name, kind, number of a row, its values) of the whole tensors, put together from their boxes."""
         manifest, whole = self.manifest(run, step), {}
         for b in manifest["boxes"]:
             rows = whole.setdefault((b["name"], b["kind"]), [[None] * b["cols"] for _ in range(b["rows"])])
@@ -186,7 +193,7 @@ class OtherShapes(Resume):
                     rows[b["row"] + r][b["col"] + c] = values[r * b["n_cols"] + c]
         for (name, kind), rows in whole.items():
             self.assertNotIn(None, [v for row in rows for v in row], name)
-        return whole
+        return sorted((*key, row, tuple(values)) for key, rows in whole.items() for row, values in enumerate(rows))
 
 
 class Signals(Resume):
