@@ -20,6 +20,26 @@ static int64_t snapshot_bytes(const config *c, const model *m) {
     return bytes;
 }
 
+static int64_t common_multiple(int64_t a, int64_t b) {
+    int64_t x = a, y = b;
+    while (y) {
+        int64_t rest = x % y;
+        x = y;
+        y = rest;
+    }
+    return a / x * b;
+}
+
+/* Checkpoints that are there at the end: the newest, and each keep_every-th of the others. */
+static int64_t kept_checkpoints(const config *c) {
+    int64_t every = c->checkpoint.every, each = c->checkpoint.keep_every, steps = c->train.steps;
+    if (every == 0 || every >= steps) return 1;
+    int64_t made = steps / every + (steps % every != 0), newest = made < c->checkpoint.keep ? made : c->checkpoint.keep;
+    int64_t oldest = (made - newest + 1) * every;
+    if (oldest > steps) oldest = steps;
+    return newest + (each ? (oldest - 1) / common_multiple(every, each) : 0);
+}
+
 enum { STEP_ROW_BYTES = 320 };
 
 static int64_t database_bytes(const config *c, int64_t snapshots) {
@@ -78,6 +98,8 @@ status plan_make(plan *out, const config *c) {
         out->snapshot_bytes = snapshot_bytes(c, &m);
         bool staged = c->run.device == DEVICE_CUDA && c->diagnostics.ranks > 0;
         out->staging_bytes = staged ? out->snapshot_bytes / (tp * dp) : 0;
+        out->checkpoint_bytes = 3 * out->rank0.parameters * (int64_t)sizeof(float);
+        out->checkpoints = kept_checkpoints(c);
         out->database_bytes = database_bytes(c, out->snapshots);
     }
     model_free(&m);
@@ -101,4 +123,6 @@ void plan_print(const plan *p, const config *c) {
            mib(p->dp_step_bytes));
     printf("snapshots      %ld of %.2f MiB; database about %.1f MiB\n", (long)p->snapshots, mib(p->snapshot_bytes),
            mib(p->database_bytes));
+    printf("checkpoints    %ld of %.1f MiB stay; host memory for the copy of one, cut over the ranks\n",
+           (long)p->checkpoints, mib(p->checkpoint_bytes));
 }

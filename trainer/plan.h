@@ -13,6 +13,8 @@ typedef struct plan {
     int64_t snapshot_bytes;               /* whole job, one snapshot */
     int64_t staging_bytes;                /* of a GPU, about: its share of a snapshot, on the way out */
     int64_t snapshots;                    /* in the run */
+    int64_t checkpoint_bytes;             /* one: fp32 weights and two moments; the ranks hold as much host memory */
+    int64_t checkpoints;                  /* kept at the end; one more is there while it is written */
     int64_t database_bytes;               /* estimate: some 320 bytes a spectrum and a step, and blobs */
 } plan;
 

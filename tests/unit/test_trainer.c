@@ -1,6 +1,7 @@
 /* The trainer's pure parts: the learning rate's closed form, the parameter table's cuts, what a snapshot is due after.
  */
 #include "check.h"
+#include "inputs.h"
 
 #include "comm/count.h"
 #include "core/snapshot_steps.h"
@@ -205,6 +206,37 @@ static void test_the_plan_counts_snapshots(void **state) {
     config_free(&c);
 }
 
+/* Against saving and pruning step by step. */
+static void test_the_plan_counts_the_checkpoints_that_stay(void **state) {
+    config c;
+    plan p;
+    const char *settings[] = {"model.size=tiny", "train.global_batch=2"};
+    check_status(config_load(&c, NULL, settings, 2), STATUS_OK);
+    for (int i = 0; i < 400; i++) {
+        bool there[41] = {false};
+        int64_t kept = 0;
+        c.train.steps = 1 + inputs_below(40);
+        c.checkpoint.every = inputs_below(12);
+        c.checkpoint.keep = 1 + inputs_below(5);
+        c.checkpoint.keep_every = inputs_below(15);
+        for (int64_t step = 1; step <= c.train.steps; step++) {
+            if (step != c.train.steps && (!c.checkpoint.every || step % c.checkpoint.every)) continue;
+            there[step] = true;
+            for (int64_t old = step, newest = 0; old > 0; old--)
+                if (there[old] && newest++ >= c.checkpoint.keep)
+                    there[old] = c.checkpoint.keep_every && old % c.checkpoint.keep_every == 0;
+        }
+        for (int64_t step = 1; step <= c.train.steps; step++) kept += there[step];
+        check_status(plan_make(&p, &c), STATUS_OK);
+        if (p.checkpoints != kept)
+            fail_msg("%ld steps, every %ld, keep %ld, keep_every %ld: %ld, not %ld", (long)c.train.steps,
+                     (long)c.checkpoint.every, (long)c.checkpoint.keep, (long)c.checkpoint.keep_every,
+                     (long)p.checkpoints, (long)kept);
+    }
+    assert_int_equal(p.checkpoint_bytes, 12 * p.rank0.parameters);
+    config_free(&c);
+}
+
 /* What a step really hands to its data-parallel group is what the plan says, but for the loss and, where it is cut, the
  * norm, 8 bytes each. */
 static void check_data_parallel_bytes(const char *data, const char *zero, bool cut) {
@@ -278,6 +310,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_initial_weights_do_not_depend_on_the_cut),
     cmocka_unit_test(test_snapshots_are_due_densely_then_regularly_and_at_the_end),
     cmocka_unit_test(test_the_plan_counts_snapshots),
+    cmocka_unit_test_setup(test_the_plan_counts_the_checkpoints_that_stay, inputs_start),
     cmocka_unit_test(test_pieces_hold_every_element_once),
     cmocka_unit_test(test_the_plan_counts_what_data_parallelism_sends),
     cmocka_unit_test(test_the_plan_shows_what_is_saved),
