@@ -141,7 +141,8 @@ static bool read_files(checkpoint *k, const json_t *files) {
     for (int i = 0; i < k->file_count; i++) {
         const char *name;
         json_int_t bytes;
-        if (json_unpack(json_array_get(files, (size_t)i), "{s:s, s:I}", "name", &name, "bytes", &bytes) != 0) return false;
+        if (json_unpack(json_array_get(files, (size_t)i), "{s:s, s:I}", "name", &name, "bytes", &bytes) != 0)
+            return false;
         if (strchr(name, '/')) return false;
         snprintf(k->file_names[i], sizeof k->file_names[i], "%s", name);
         k->file_bytes[i] = bytes;

@@ -21,8 +21,8 @@ enum { CHECKPOINT_PATH_BYTES = 4096, CHECKPOINT_NAME_BYTES = 32, RUN_ID_BYTES = 
 
 /* What a run is at, besides weights and moments. */
 typedef struct checkpoint_state {
-    int64_t step, updates; /* steps made; those of them whose gradient was finite: Adam's count */
-    int64_t left_out;      /* steps in a row, up to the last one, without an update */
+    int64_t step, updates;        /* steps made; those of them whose gradient was finite: Adam's count */
+    int64_t left_out;             /* steps in a row, up to the last one, without an update */
     double loss, validation_loss; /* last ones; NaN: none */
     spikes spikes;
 } checkpoint_state;
@@ -30,7 +30,12 @@ typedef struct checkpoint_state {
 /* ---- names ---- */
 
 /* The values a box has. */
-typedef enum checkpoint_kind { CHECKPOINT_MASTER, CHECKPOINT_MOMENT1, CHECKPOINT_MOMENT2, CHECKPOINT_KINDS } checkpoint_kind;
+typedef enum checkpoint_kind {
+    CHECKPOINT_MASTER,
+    CHECKPOINT_MOMENT1,
+    CHECKPOINT_MOMENT2,
+    CHECKPOINT_KINDS
+} checkpoint_kind;
 extern const char *const checkpoint_kind_names[CHECKPOINT_KINDS];
 
 /* "step-00001000", and the step of such a name; -1 where it is another. */
@@ -60,7 +65,7 @@ typedef struct checkpoint {
     char path[CHECKPOINT_PATH_BYTES];
     char run[RUN_ID_BYTES]; /* whose it is */
     checkpoint_state state;
-    int tp, dp; /* of the ranks that wrote it */
+    int tp, dp;              /* of the ranks that wrote it */
     int64_t tokens, windows; /* trained on so far; training samples of its dataset */
     json_t *content;         /* the manifest's, which owns what follows */
     json_t *config;          /* "section.key": "value" */
@@ -73,7 +78,8 @@ typedef struct checkpoint {
 } checkpoint;
 
 /* Reads the manifest of the checkpoint in that folder. NO_INPUT where there is none; DATA, with the reason, when it is
- * damaged, its files are not there in the size that it says, or its boxes do not make whole tensors. The caller closes in any case. */
+ * damaged, its files are not there in the size that it says, or its boxes do not make whole tensors. The caller closes
+ * in any case. */
 status checkpoint_read(checkpoint *out, const char *path);
 void checkpoint_free(checkpoint *k);
 
@@ -100,12 +106,13 @@ typedef struct checkpoint_writer checkpoint_writer;
 /* What a checkpoint says about its run. */
 typedef struct checkpoint_source {
     const config *config;
-    const char *run;  /* identity of the run folder; compute rank 0's is used */
+    const char *run; /* identity of the run folder; compute rank 0's is used */
     int64_t windows;
     const params *params;
     ops *ops;
     const comm_roles *roles;
-    channel_sender *records; /* of compute rank 0, NULL on the others: its events, and what the database has confirmed */
+    channel_sender
+        *records; /* of compute rank 0, NULL on the others: its events, and what the database has confirmed */
 } checkpoint_source;
 
 /* Starts the thread. What source points to outlives the writer. On compute rank 0 also removes what an earlier attempt

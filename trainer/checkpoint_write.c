@@ -77,7 +77,8 @@ static status add_box(shard *t, const params *p, const owned_box *b, checkpoint_
     size_t bytes = (size_t)(b->n_rows * b->n_cols) * sizeof *values;
     squeeze(values, b);
     if (!all_finite(values, b->n_rows * b->n_cols))
-        return status_fail(STATUS_DATA, "%s (%s) holds values that are not finite", q->name, checkpoint_kind_names[kind]);
+        return status_fail(STATUS_DATA, "%s (%s) holds values that are not finite", q->name,
+                           checkpoint_kind_names[kind]);
     checkpoint_hash(hash, values, bytes);
     snprintf(t->names[i], sizeof t->names[i], "%s/%s@%ld:%ld", q->name, checkpoint_kind_names[kind], (long)b->row,
              (long)b->col);
@@ -119,8 +120,7 @@ static status write_shard(checkpoint_writer *w) {
     checkpoint_shard_name(name, w->source->roles->compute_rank);
     snprintf(path, sizeof path, "%s/%s", folder, name);
     if (s == STATUS_OK) s = file_make_dirs(folder);
-    if (s == STATUS_OK)
-        s = safetensors_write(path, t.entries, t.count, (const char *const(*)[2])t.metadata, t.count);
+    if (s == STATUS_OK) s = safetensors_write(path, t.entries, t.count, (const char *const(*)[2])t.metadata, t.count);
     free_shard(&t);
     return s;
 }

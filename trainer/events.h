@@ -3,7 +3,8 @@
 
 #include "comm/channel.h"
 
-/* Queues a record (diag/diag.h says which); sender NULL: nothing. One that cannot be queued is logged: training goes on.
+/* Queues a record (diag/diag.h says which); sender NULL: nothing. One that cannot be queued is logged: training goes
+ * on.
  */
 void record_post(channel_sender *sender, int kind, int64_t step, const void *record, size_t bytes);
 

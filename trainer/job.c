@@ -155,4 +155,3 @@ void job_abandon_channel(job *j) {
     }
     job_close_channel(j);
 }
-

@@ -38,12 +38,12 @@ typedef struct job {
     derived derived;
     int64_t micro_batch, accumulation;
     int64_t first_step, last_step; /* the run goes on behind the first one; 0: it begins */
-    checkpoint_state state;  /* after the last step */
-    int32_t *input, *target; /* one micro-batch */
+    checkpoint_state state;        /* after the last step */
+    int32_t *input, *target;       /* one micro-batch */
     channel_sender *sender;
     channel_sender *records; /* the same on compute rank 0, NULL on the others: what all ranks know is said once */
     snapshots snapshots;
-    bool watches; /* snapshots are sent */
+    bool watches;             /* snapshots are sent */
     checkpoint_source source; /* of checkpoints */
     checkpoint_writer *writer;
     int64_t saved_step; /* of the last checkpoint of the run folder, begun or read; -1: none */
@@ -92,6 +92,6 @@ void job_validate(job *j, int64_t step);
 
 /* ---- loop.c ---- */
 
-/* From the first step to the last one, with checkpoints. RESTART when a signal ended it behind a checkpoint; IO when the
- * last checkpoint could not be written. */
+/* From the first step to the last one, with checkpoints. RESTART when a signal ended it behind a checkpoint; IO when
+ * the last checkpoint could not be written. */
 status job_loop(job *j);

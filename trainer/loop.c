@@ -50,8 +50,8 @@ static void stop(job *j) {
 
 static void interrupt(job *j, int signal) {
     j->signal = signal;
-    event_post(j->records, j->state.step, "warn", "signal", "%s asked for the end of this session: a checkpoint is made",
-               strsignal(signal));
+    event_post(j->records, j->state.step, "warn", "signal",
+               "%s asked for the end of this session: a checkpoint is made", strsignal(signal));
     if (j->roles.compute_rank == 0)
         log_warn("%s: the run ends behind step %ld with a checkpoint", strsignal(signal), (long)j->state.step);
 }

@@ -110,10 +110,11 @@ static void compare_key(void *user, const char *key, const char *value) {
     const char *was = json_string_value(json_object_get(k->checkpoint->config, key));
     if (!was || strcmp(was, value) == 0 || strcmp(key, "run.dir") == 0 || k->result != STATUS_OK) return;
     if (must_match(key)) {
-        k->result = status_fail(STATUS_CONFIG,
-                                "%s: the checkpoint %s was made with \"%s\", this configuration says \"%s\"; a run goes "
-                                "on with the same model, attention, data and seed",
-                                key, k->checkpoint->path, was, value);
+        k->result =
+            status_fail(STATUS_CONFIG,
+                        "%s: the checkpoint %s was made with \"%s\", this configuration says \"%s\"; a run goes "
+                        "on with the same model, attention, data and seed",
+                        key, k->checkpoint->path, was, value);
         return;
     }
     note(k->resume, "%s: \"%s\" before, \"%s\" from here on", key, was, value);

@@ -90,8 +90,8 @@ status run_folder_adopt(const config *c, char id[RUN_FOLDER_ID_BYTES]) {
 }
 
 void run_folder_discard(const config *c) {
-    static const char *const names[] = {"run-id", "config.yaml", "log.txt", "run.db",
-                                        "run.db-wal",  "run.db-shm", "run.db-journal"};
+    static const char *const names[] = {"run-id",     "config.yaml", "log.txt",       "run.db",
+                                        "run.db-wal", "run.db-shm",  "run.db-journal"};
     char path[4096];
     for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
         run_folder_path(path, sizeof path, c, names[i]);

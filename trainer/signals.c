@@ -22,8 +22,7 @@ static void take(int number) {
 }
 
 /* Not SIG_IGN: programs that the rank starts would inherit that. */
-static void leave(int number) {
-}
+static void leave(int number) {}
 
 static void handle(void (*handler)(int)) {
     struct sigaction action = {.sa_handler = handler, .sa_flags = SA_RESTART};

@@ -19,8 +19,8 @@ static void add_piece(snapshots *s, const params *p, const owned_box *box) {
                               .n_rows = box->n_rows,
                               .n_cols = box->n_cols};
     snprintf(piece->name, sizeof piece->name, "%s", q->name);
-    s->parts[s->count++] = (offload_part){.device = p->master + box->at,
-                                          .bytes = (size_t)(box->n_rows * box->n_cols) * sizeof *p->master};
+    s->parts[s->count++] =
+        (offload_part){.device = p->master + box->at, .bytes = (size_t)(box->n_rows * box->n_cols) * sizeof *p->master};
 }
 
 /* The first diagnostics rank gets the gains of all layers: it holds all spectra against their nulls. */

@@ -58,7 +58,9 @@ static bool has_checkpoint(const job *j) {
 static status share_derived(job *j) {
     derived *d = &j->derived;
     if (j->roles.compute_rank == 0) {
-        *d = (derived){.threads = j->c.run.threads, .micro_batch = j->micro_batch, .data_parallel = j->c.parallel.data,
+        *d = (derived){.threads = j->c.run.threads,
+                       .micro_batch = j->micro_batch,
+                       .data_parallel = j->c.parallel.data,
                        .resume_step = j->resume.reads ? j->state.step : -1,
                        .saved_step = has_checkpoint(j) ? j->state.step : -1};
         snprintf(d->device, sizeof d->device, "%s", j->ops.device);

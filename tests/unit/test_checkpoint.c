@@ -11,8 +11,9 @@
 /* ---- names ---- */
 
 static void names_and_steps(void **state) {
-    static const char *const others[] = {"step-1000", "step-00001000.partial", "step-0000100x", "step--0001000",
-                                         "step-000000001000", "step-", "latest", "Step-00001000"};
+    static const char *const others[] = {"step-1000",     "step-00001000.partial", "step-0000100x",
+                                         "step--0001000", "step-000000001000",     "step-",
+                                         "latest",        "Step-00001000"};
     const int64_t steps[] = {0, 7, 99999999, 100000000, 123456789012};
     char name[CHECKPOINT_NAME_BYTES];
     for (size_t i = 0; i < sizeof steps / sizeof *steps; i++) {
@@ -113,11 +114,11 @@ static void add_box(shard *t, json_t *boxes, const params *p, const owned_box *b
                                         .shape = {b->n_rows, b->n_cols},
                                         .data = values,
                                         .bytes = (size_t)count * sizeof *values};
-    json_array_append_new(
-        boxes, json_pack("{s:s, s:s, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:s}", "name", q->name, "kind",
-                         checkpoint_kind_names[kind], "file", file, "rows", (json_int_t)q->spec.rows, "cols",
-                         (json_int_t)q->spec.cols, "row", (json_int_t)b->row, "col", (json_int_t)b->col, "n_rows",
-                         (json_int_t)b->n_rows, "n_cols", (json_int_t)b->n_cols, "xxh3", hash));
+    json_array_append_new(boxes,
+                          json_pack("{s:s, s:s, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:s}", "name", q->name, "kind",
+                                    checkpoint_kind_names[kind], "file", file, "rows", (json_int_t)q->spec.rows, "cols",
+                                    (json_int_t)q->spec.cols, "row", (json_int_t)b->row, "col", (json_int_t)b->col,
+                                    "n_rows", (json_int_t)b->n_rows, "n_cols", (json_int_t)b->n_cols, "xxh3", hash));
 }
 
 static json_t *write_shard(folder *f, shape s, int rank, json_t *boxes) {
@@ -156,11 +157,11 @@ static void write_manifest(const char *path, json_t *content) {
 static json_t *write_checkpoint(folder *f, shape s) {
     json_t *files = json_array(), *boxes = json_array();
     for (int rank = 0; rank < s.tp * s.dp; rank++) json_array_append_new(files, write_shard(f, s, rank, boxes));
-    json_t *content = json_pack("{s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:n, s:{s:b, s:[f, f]}, s:{}, s:o, s:o}",
-                                "run", "0123456789abcdef0123456789abcdef", "step", 9, "updates", 8, "left_out", 1,
-                                "tokens", 900, "windows", 77, "tensor", s.tp, "data", s.dp, "loss", 2.5,
-                                "validation_loss", "spikes", "above", 1, "losses", 1.25, 0.1, "config", "files", files,
-                                "boxes", boxes);
+    json_t *content =
+        json_pack("{s:s, s:i, s:i, s:i, s:i, s:i, s:i, s:i, s:f, s:n, s:{s:b, s:[f, f]}, s:{}, s:o, s:o}", "run",
+                  "0123456789abcdef0123456789abcdef", "step", 9, "updates", 8, "left_out", 1, "tokens", 900, "windows",
+                  77, "tensor", s.tp, "data", s.dp, "loss", 2.5, "validation_loss", "spikes", "above", 1, "losses",
+                  1.25, 0.1, "config", "files", files, "boxes", boxes);
     assert_non_null(content);
     write_manifest(folder_path(f, "manifest.json"), content);
     return content;
@@ -175,8 +176,8 @@ static void check_values(const params *p, const float *values, int kind) {
             bool valid = r < q->n_rows && c < q->n_cols;
             float want = valid ? value_of(i, kind, q->row + r, q->col + c) : 0;
             if (values[own.at + k] != want)
-                fail_msg("%s kind %d [%ld, %ld]: %g, not %g", q->name, kind, (long)r, (long)c, (double)values[own.at + k],
-                         (double)want);
+                fail_msg("%s kind %d [%ld, %ld]: %g, not %g", q->name, kind, (long)r, (long)c,
+                         (double)values[own.at + k], (double)want);
         }
     }
 }

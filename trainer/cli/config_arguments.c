@@ -8,9 +8,10 @@
 enum { SETTINGS = sizeof((config_arguments){0}).settings / sizeof(char *) };
 
 status config_arguments_parse(config_arguments *out, int argc, char **argv, bool resumes) {
-    static const struct option options[] = {
-        {"set", required_argument, NULL, 's'}, {"help", no_argument, NULL, 'h'},
-        {"resume", required_argument, NULL, 'r'}, {NULL, 0, NULL, 0}};
+    static const struct option options[] = {{"set", required_argument, NULL, 's'},
+                                            {"help", no_argument, NULL, 'h'},
+                                            {"resume", required_argument, NULL, 'r'},
+                                            {NULL, 0, NULL, 0}};
     *out = (config_arguments){0};
     opterr = 0;
     optind = 1;

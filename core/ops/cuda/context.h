@@ -29,7 +29,7 @@ typedef struct cuda_context {
     size_t staging_bytes;
     cudaEvent_t gathered, landed[OFFLOAD_SLOTS]; /* the staging is filled; the host memory is */
 
-    cudaStream_t saving; /* saves leave the device here: a snapshot does not wait for them */
+    cudaStream_t saving;      /* saves leave the device here: a snapshot does not wait for them */
     cudaEvent_t ready, saved; /* what a save carries has been computed; it has arrived */
 } cuda_context;
 
