@@ -161,6 +161,19 @@ class Worker(RunTest):
         self.assertEqual([step for step, _ in self.events(db, "drop")], [0])
         self.assertEqual([step for step, _ in self.events(db, "restart")], [0, 0])  # later ones came too late
 
+    def test_a_further_rank_whose_work_never_succeeds(self):
+        """The first rank records which snapshots lack the other's spectra, and everything else."""
+        with self.hurt("further"):
+            code, out, err = self.launch(3, self.busy_config(), "run", "diagnostics.ranks=2")
+        self.assertEqual(code, IO, err)
+        db = self.database("run")
+        self.assertEqual(db.execute("SELECT status, count(*) FROM snapshots GROUP BY 1").fetchall(), [("failed", 25)])
+        told = [message for _, message in self.events(db, "snapshot")]
+        self.assertEqual(len([message for message in told if "diagnostics rank 1" in message]), 25, told)
+        self.assertEqual(len(self.events(db, "restart")), 4)
+        self.assertEqual(len(self.losses(db)), 24)
+        self.assertEqual(db.execute("SELECT status FROM runs").fetchone(), ("finished",))
+
     def test_a_worker_that_cannot_start_again(self):
         with self.hurt("start", BULKHEAD_HURT_MARK=self.path("mark")):
             job = self.in_background(2, self.busy_config(), "run")
@@ -190,6 +203,7 @@ class Worker(RunTest):
         job = self.in_background(2, self.busy_config(), "run", "train.steps=100000")
         self.wait_for_database("run", "SELECT 1 FROM train_metrics WHERE step >= 5").close()
         worker, rank = self.one_worker(job)
+        os.kill(worker, signal.SIGSTOP)  # it does not see that its socket has no other end
         os.kill(rank, signal.SIGKILL)
         started = time.monotonic()
         _, err = job.communicate(timeout=60)

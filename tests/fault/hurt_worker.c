@@ -2,6 +2,7 @@
  * BULKHEAD_HURT is one of
  *   row STEP     it is killed by a signal in the middle of the transaction of that step's snapshot
  *   solver       the same at every singular value decomposition
+ *   further      the same, but not where a database is written
  *   memory STEP  it gets no more memory once that snapshot is written, until somebody raises its limit
  *   start        it ends as soon as it starts, but for the first time (BULKHEAD_HURT_MARK is a file that it makes) */
 #define _GNU_SOURCE /* RTLD_NEXT */
@@ -19,6 +20,7 @@
 
 static char how[16];
 static long long at = -1;
+static bool writes; /* this process has a database */
 
 static bool is_worker(void) {
     char line[4096] = "";
@@ -51,6 +53,7 @@ int sqlite3_bind_int64(sqlite3_stmt *q, int index, sqlite3_int64 value) {
     static int (*real)(sqlite3_stmt *, int, sqlite3_int64);
     if (!real) *(void **)&real = dlsym(RTLD_NEXT, "sqlite3_bind_int64");
     static bool of_step;
+    writes = true;
     if (index == 2 && strncmp(sqlite3_sql(q), "INSERT INTO snapshots", 21) == 0) of_step = value == at;
     bool row = of_step && index == 1 && strncmp(sqlite3_sql(q), "INSERT OR REPLACE INTO spectra", 30) == 0;
     if (row && strcmp(how, "row") == 0) raise(SIGSEGV);
@@ -64,6 +67,6 @@ lapack_int LAPACKE_dgesdd_work(int layout, char job, lapack_int m, lapack_int n,
     static lapack_int (*real)(int, char, lapack_int, lapack_int, double *, lapack_int, double *, double *, lapack_int,
                               double *, lapack_int, double *, lapack_int, lapack_int *);
     if (!real) *(void **)&real = dlsym(RTLD_NEXT, "LAPACKE_dgesdd_work");
-    if (strcmp(how, "solver") == 0) raise(SIGSEGV);
+    if (strcmp(how, "solver") == 0 || (strcmp(how, "further") == 0 && !writes)) raise(SIGSEGV);
     return real(layout, job, m, n, a, lda, s, u, ldu, vt, ldvt, work, lwork, iwork);
 }
