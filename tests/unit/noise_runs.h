@@ -130,9 +130,12 @@ static inline void noise_move(noise_model *n, const param *p, noise_drift drift,
     float *x = n->params.master + p->offset, scale = (float)noise_scale[drift];
     char name[96];
     snprintf(name, sizeof(name), "%s drift %d", p->name, drift == NOISE_SIGNS ? 0 : k);
+    uint64_t signs = 0;
     if (drift == NOISE_SIGNS)
-        for (int64_t i = 0; i < count; i++)
-            n->noise[i] = rng_u64(seed, rng_stream(name), (uint64_t)i) & 1 ? scale : -scale;
+        for (int64_t i = 0; i < count; i++) {
+            if (i % 64 == 0) signs = rng_u64(seed, rng_stream(name), (uint64_t)i / 64);
+            n->noise[i] = signs >> i % 64 & 1 ? scale : -scale;
+        }
     else
         rng_normal(n->noise, seed, rng_stream(name), 0, count, scale);
     for (int64_t i = 0; i < count; i++) {
