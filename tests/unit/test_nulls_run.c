@@ -222,6 +222,46 @@ static void no_draws_no_ensembles(void **state) {
     snapshot_free(&s);
 }
 
+/* A layer as it is initialized, with spectra that are made up: all its ensembles come with the program. */
+static void the_first_snapshot_of_tiny_waits_for_nothing(void **state) {
+    static const char *const variants[] = {"mha", "mla-prerope", "mla-decoupled"};
+    use_cache(state);
+    for (int i = 0; i < 3; i++) {
+        char variant[64], note[512];
+        snprintf(variant, sizeof(variant), "attention.variant=%s", variants[i]);
+        snapshot s = {0};
+        config c;
+        maps *m;
+        nulls *n;
+        check_status(config_load(&c, NULL, (const char *const[]){"model.size=tiny", variant, "model.layers=1"}, 3),
+                     STATUS_OK);
+        check_status(maps_open(&m, &c, 1), STATUS_OK);
+        snapshot_fill(&s, &c, (uint64_t)i);
+        nulls_even_gains(&s);
+        double *values = malloc((size_t)maps_value_count(m) * sizeof(*values));
+        for (int64_t k = 0; k < maps_value_count(m); k++) values[k] = 1;
+        spectrum *rows = malloc((size_t)maps_count(m) * sizeof(*rows));
+        for (int k = 0; k < maps_count(m); k++) {
+            spectrum_clear(&rows[k], SPECTRUM_STATUS_ok);
+            rows[k].stable_rank = rows[k].lambda_sum = maps_matrices(m)[k].rank;
+        }
+        check_status(nulls_open(&n, &c, maps_matrices(m), maps_count(m), ".", 16384, 1, note, sizeof(note)), STATUS_OK);
+        nulls_place(n, &s, rows, values);
+        nulls_fill(n, &(store_snapshot){.step = 0, .status = "done", .rows = rows});
+        for (int k = 0; k < maps_count(m); k++)
+            if (isnan(rows[k].tw_score))
+                fail_msg("%s: no ensemble of %s, %s, %s", variants[i], maps_form_names[maps_matrices(m)[k].form],
+                         maps_part_names[maps_matrices(m)[k].part], maps_scope_names[maps_matrices(m)[k].scope]);
+        assert_int_equal(nulls_finish(n, 0), 0);
+        nulls_close(n);
+        maps_close(m);
+        snapshot_free(&s);
+        config_free(&c);
+        free(values);
+        free(rows);
+    }
+}
+
 /* Of a layer of very high rank there is the edge alone, and nothing waits for more. */
 static void a_layer_of_high_rank_waits_for_nothing(void **state) {
     static char *forms[] = {"score"}, *scopes[] = {"layer"};
@@ -267,6 +307,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup_teardown(a_changed_number_is_seen, open_folder, close_folder),
     cmocka_unit_test_setup_teardown(writers_keep_each_others_ensembles, open_folder, close_folder),
     cmocka_unit_test(no_draws_no_ensembles),
+    cmocka_unit_test_setup_teardown(the_first_snapshot_of_tiny_waits_for_nothing, open_folder, close_folder),
     cmocka_unit_test_setup_teardown(a_layer_of_high_rank_waits_for_nothing, open_folder, close_folder),
 };
 
