@@ -24,7 +24,7 @@ class TwoHosts:
         """None, or why this machine cannot have them."""
         if os.geteuid() != 0:
             return "network namespaces need root"
-        missing = [p for p in ("ip", "unshare") if not shutil.which(p)]
+        missing = [p for p in ("ip", "nsenter", "unshare") if not shutil.which(p)]
         if missing:
             return f"not installed: {' '.join(missing)} (iproute2, util-linux)"
         try:
@@ -45,8 +45,8 @@ class TwoHosts:
 
     def at(self, host):
         """What starts a command on that host."""
-        return ["ip", "netns", "exec", self.name[host], "unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"',
-                self.name[host]]
+        return ["nsenter", f"--net=/run/netns/{self.name[host]}", "unshare", "--uts", "sh", "-c",
+                'hostname "$0" && exec "$@"', self.name[host]]
 
     def command(self, ranks, *program):
         """mpirun on the first host with that many ranks on each. Silence on a connection is looked into after 10 s, and

@@ -12,23 +12,23 @@ import time
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sbatch", "scontrol", "squeue")
 
 # A requeued job waits until its old credential has run out, by default two minutes. Jobs share the cores. PMIx names folders
-# by job numbers: those of two clusters on this machine differ. A slow machine has a minute more than the limit.
+# by job numbers: those of two clusters on this machine differ.
 CONFIGURATION = """
 ClusterName=test
-SlurmctldHost={host}({address})
+SlurmctldHost={nodes[0][0]}({nodes[0][1]})
 SlurmctldPort={ports[0]}
 SlurmdPort={ports[1]}
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge.socket,cred_expire=5
 SlurmUser=root
 FirstJobId={first}
-TmpFS={folder}/tmp
+TmpFS={folder}/tmp-%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 SlurmctldLogFile={folder}/slurmctld.log
-SlurmdLogFile={folder}/slurmd.log
+SlurmdLogFile={folder}/slurmd-%n.log
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool-%n
 ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
@@ -38,9 +38,8 @@ JobAcctGatherType=jobacct_gather/none
 MpiDefault=none
 ReturnToService=2
 KillWait=20
-OverTimeLimit=1
-NodeName={host} NodeAddr={address} CPUs={cpus} State=UNKNOWN
-PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE OverSubscribe=FORCE:8 State=UP
+{lines}
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE OverSubscribe=FORCE:8 State=UP
 """
 
 
@@ -65,41 +64,54 @@ def free_ports(count):
 class Cluster:
     """Daemons that run in the foreground as children of this process."""
 
-    def __init__(self):
+    def __init__(self, hosts=None):
+        """hosts: tests/hosts/hosts.py's two, for a node on each and commands given on the first; else this machine."""
+        self.hosts = hosts
         self.folder = tempfile.mkdtemp(prefix="bulkhead-slurm-")
         self.daemons = []
         self.environment = dict(os.environ, SLURM_CONF=self.path("slurm.conf"))
         os.chmod(self.folder, 0o755)  # munged wants its socket's folder to be open to all
-        for name in ("state", "spool", "tmp"):
-            os.mkdir(self.path(name))
+        os.mkdir(self.path("state"))
 
     def path(self, name):
         return os.path.join(self.folder, name)
 
     def start(self):
-        host = socket.gethostname().split(".")[0]
+        nodes = [(socket.gethostname().split(".")[0], "127.0.0.1")]
+        if self.hosts:
+            nodes = list(zip(self.hosts.name, self.hosts.address))
+        for name, _ in nodes:
+            os.mkdir(self.path(f"tmp-{name}"))
+            os.mkdir(self.path(f"spool-{name}"))
+        lines = "\n".join(f"NodeName={name} NodeAddr={address} CPUs={os.cpu_count()} State=UNKNOWN"
+                          for name, address in nodes)
         with open(self.path("slurm.conf"), "w") as f:
-            f.write(CONFIGURATION.format(folder=self.folder, host=host, address="127.0.0.1", cpus=os.cpu_count(),
-                                         ports=free_ports(2), first=random.randrange(1, 1 << 24)))
+            f.write(CONFIGURATION.format(folder=self.folder, nodes=nodes, lines=lines, ports=free_ports(2),
+                                         first=random.randrange(1, 1 << 24)))
         with open(self.path("munge.key"), "wb") as f:
             os.chmod(f.fileno(), 0o600)
             f.write(os.urandom(128))
-        self.daemon("munged", "--foreground", "--force", f"--socket={self.path('munge.socket')}",
+        self.daemon(0, "munged", "--foreground", "--force", f"--socket={self.path('munge.socket')}",
                     f"--key-file={self.path('munge.key')}", f"--pid-file={self.path('munge.pid')}",
                     f"--log-file={self.path('munge.log')}", f"--seed-file={self.path('munge.seed')}")
         self.wait(lambda: os.path.exists(self.path("munge.socket")), "munged does not start")
-        self.daemon("slurmctld", "-D")
-        self.daemon("slurmd", "-D")
-        self.wait(lambda: "idle" in self.run("sinfo", "-h", "-o", "%T", fails=True), "the node does not become idle")
+        self.daemon(0, "slurmctld", "-D")
+        for i, (name, _) in enumerate(nodes):
+            self.daemon(i, "slurmd", "-D", "-N", name)
+        self.wait(lambda: self.run("sinfo", "-h", "-N", "-o", "%T", fails=True).split() == ["idle"] * len(nodes),
+                  "the nodes do not become idle")
 
-    def daemon(self, *command):
-        with open(self.path(f"{command[0]}.out"), "wb") as out:
-            self.daemons.append(subprocess.Popen(command, env=self.environment, stdin=subprocess.DEVNULL, stdout=out,
-                                                 stderr=out))
+    def at(self, host, command):
+        return (self.hosts.at(host) if self.hosts else []) + list(command)
+
+    def daemon(self, host, *command):
+        with open(self.path(f"{command[0]}-{host}.out"), "wb") as out:
+            self.daemons.append(subprocess.Popen(self.at(host, command), env=self.environment, stdin=subprocess.DEVNULL,
+                                                 stdout=out, stderr=out))
 
     def run(self, *command, fails=False):
         """One of Slurm's commands; what it said. It must succeed, unless told that it may fail: then "" """
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(self.at(0, command), env=self.environment, capture_output=True, text=True, timeout=60)
         if done.returncode != 0 and fails:
             return ""
         assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
@@ -124,10 +136,9 @@ class Cluster:
 
     def stop(self):
         """All jobs, then all daemons; nothing stays."""
-        if len(self.daemons) == 3:
-            subprocess.run(["scancel", "--signal=KILL", "--full", "-u", "root"], env=self.environment,
-                           stderr=subprocess.DEVNULL, timeout=20)
-            subprocess.run(["scancel", "-u", "root"], env=self.environment, stderr=subprocess.DEVNULL, timeout=20)
+        if len(self.daemons) >= 3:
+            self.run("scancel", "--signal=KILL", "--full", "-u", "root", fails=True)
+            self.run("scancel", "-u", "root", fails=True)
             deadline = time.monotonic() + 20
             while self.run("squeue", "-h", fails=True).strip() and time.monotonic() < deadline:
                 time.sleep(0.2)

@@ -7,10 +7,10 @@ import unittest
 
 import cluster
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-SOURCES = os.path.dirname(os.path.dirname(HERE))
-sys.path.insert(0, os.path.join(SOURCES, "tests", "e2e"))
+SOURCES = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+sys.path[:0] = [os.path.join(SOURCES, "tests", folder) for folder in ("e2e", "hosts")]
 import harness  # noqa: E402
+import hosts  # noqa: E402
 
 # The learning rate is the same whatever the number of steps: a run that has no end of its own while it is to be
 # interrupted gets one afterwards.
@@ -20,22 +20,25 @@ RANKS = 3  # data parallel 2, diagnostics
 
 
 class Slurm(harness.RunTest):
+    hosts = None  # this machine
+
     def setUp(self):
         super().setUp()
-        reason = cluster.why_not()
-        if reason:
-            print(f"skipped: {reason}")
-            self.skipTest(reason)
-        self.cluster = cluster.Cluster()
+        self.may_skip(cluster.why_not())
+        self.cluster = cluster.Cluster(self.hosts)
         self.addCleanup(self.cluster.stop)
         self.cluster.environment.update(BULKHEAD=os.path.abspath(harness.BULKHEAD), OMPI_ALLOW_RUN_AS_ROOT="1",
-                                        OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1")
+                                        OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1", OMPI_MCA_mpi_yield_when_idle="1")
         self.cluster.start()
         self.dataset()
 
+    def may_skip(self, reason):
+        if reason:
+            print(f"skipped: {reason}")
+            self.skipTest(reason)
+
     def endless(self, steps=ENDLESS):
-        """A configuration whose runs do not end by themselves; the same file with an end for later. At the end there is
-        a validation, which changes nothing in the rows compared."""
+        """A configuration whose runs do not end by themselves; with steps, the same file with an end for later."""
         return self.config(train=dict(steps=steps, min_lr_ratio=1, log_every=100),
                            checkpoint=dict(every=100), diagnostics=dict(every=500))
 
@@ -88,11 +91,10 @@ class Turns(Slurm):
         names = {"one-node.sbatch": "by-mpirun", "one-node-srun.sbatch": "by-srun"}
         jobs = {}
         for script, run in names.items():
-            # Of the limits that Slurm knows, whole minutes, the shortest. It looks every 30 s: the warning comes 15 to
-            # 45 s after the start.
-            warning = "--signal=B:USR1@15" if run == "by-mpirun" else "--signal=USR1@15"
+            # The scripts want to be warned 5 minutes before the end. Slurm knows whole minutes and looks every 30 s, with
+            # 30 s to spare: the warning comes 30 to 60 s after the start.
             jobs[run] = self.submit(script, config, "--set", f"run.dir={self.path(run)}",
-                                    options=("--time=1", warning, f"--job-name={run}"))
+                                    options=("--time=6", f"--job-name={run}"))
         for run, job in jobs.items():
             self.reaches(job, "RUNNING")
             self.trains(run)
@@ -176,6 +178,38 @@ class Arrays(Slurm):
                                  [(variant, seed, run, "finished")])
                 end = steps if run == "mla-decoupled-2" else 40
                 self.assertEqual(self.ask(run, "SELECT count(*), max(step) FROM train_metrics"), [(end, end)])
+
+
+class Nodes(Slurm):
+    def setUp(self):
+        self.hosts = hosts.TwoHosts()
+        self.addCleanup(self.hosts.stop)
+        self.may_skip(cluster.why_not() or self.hosts.start())
+        super().setUp()
+
+    def over_two(self, run, config):
+        """3 + 2 ranks: tensor parallel 2 on each, and the diagnostics rank."""
+        return self.submit("nodes.sbatch", config, "--set", f"run.dir={self.path(run)}", "--set", "parallel.tensor=2",
+                           options=("--nodes=2", "--ntasks=5", f"--job-name={run}"))
+
+    def test_two_nodes_stop_and_go_on_as_one(self):
+        config = self.endless()
+        job = self.over_two("run", config)
+        self.trains("run")
+        self.partition("DOWN")
+        self.cluster.run("scancel", "--batch", "--signal=USR1", job)
+        self.assertEqual(self.reaches(job, "PENDING")["NumNodes"], "2")
+        end = self.latest("run") + MORE_STEPS
+        self.endless(steps=end)
+        self.partition("UP")
+        self.assertEqual(self.reaches(job, "COMPLETED", "FAILED")["ExitCode"], "0:0", self.said("run.out"))
+        whole = self.over_two("whole", config)
+        self.assertEqual(self.reaches(whole, "COMPLETED", "FAILED")["ExitCode"], "0:0", self.said("whole.out"))
+        want = self.ask("whole", STATE, end)
+        self.assertEqual(len(want), end)
+        self.assertEqual(self.ask("run", STATE, end), want)
+        self.assertEqual(self.ask("run", "SELECT attempt, tp, dp, exit_code FROM sessions ORDER BY 1"),
+                         [(1, 2, 2, 75), (2, 2, 2, 0)])
 
 
 if __name__ == "__main__":
