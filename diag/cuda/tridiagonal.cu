@@ -336,10 +336,10 @@ void tridiagonal_shape(tridiagonal_plan *p, int side, size_t shared_bytes) {
 }
 
 void tridiagonal_share(tridiagonal_plan *p, int count, int blocks) {
-    int most = (p->side + LEAST_ROWS - 1) / LEAST_ROWS, turns = (count + blocks - 1) / blocks;
+    int most = (p->side + LEAST_ROWS - 1) / LEAST_ROWS;
     p->count = count;
     p->blocks = blocks;
-    p->groups = (count + turns - 1) / turns;
+    p->groups = count < blocks ? count : blocks;
     p->members = blocks / p->groups < most ? blocks / p->groups : most;
 }
 
