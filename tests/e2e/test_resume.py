@@ -1,4 +1,5 @@
 """Runs that stop and go on: the run is the one without a stop, at the same shape bit for bit, at others to rounding."""
+import glob
 import json
 import os
 import shutil
@@ -17,8 +18,8 @@ STATE = "SELECT step, loss, grad_norm, lr, tokens FROM train_metrics ORDER BY st
 
 class Resume(harness.RunTest):
     def checkpoints(self, run="run"):
-        folder = self.path(run, "checkpoints")
-        return sorted(n for n in os.listdir(folder) if n.startswith("step-")) if os.path.isdir(folder) else []
+        found = [os.path.basename(path) for path in glob.glob(self.path(run, "checkpoints", "step-*"))]
+        return sorted(name for name in found if name[5:].isdigit())
 
     def saved(self, run="run"):
         return [int(n[5:]) for n in self.checkpoints(run)]
@@ -259,6 +260,23 @@ class Signals(Resume):
         self.wait_for_database("run", f"SELECT 1 FROM train_metrics WHERE step > {before + 100}").close()
         job.send_signal(signal.SIGUSR1)
         self.interrupted(job)
+
+    def test_a_checkpoint_waits_for_the_database(self):
+        """While the diagnostics rank stands still, rows are missing: the checkpoint does not appear."""
+        job = self.start()
+        watcher = self.ranks_of(job)[2]
+        os.kill(watcher, signal.SIGSTOP)
+        job.send_signal(signal.SIGUSR1)
+        deadline = time.monotonic() + 30
+        while not glob.glob(self.path("run", "checkpoints", "step-*.partial", "manifest.json")):
+            self.assertLess(time.monotonic(), deadline, "no checkpoint is written")
+            time.sleep(0.01)
+        time.sleep(2)
+        self.assertEqual(self.saved(), [])
+        self.assertIsNone(job.poll())
+        os.kill(watcher, signal.SIGCONT)
+        self.interrupted(job)
+        self.assertEqual([m for m in self.events("run", "checkpoint") if "behind" in m], [])
 
     def test_a_second_signal_ends_it_at_once(self):
         """A stopped peer holds the step up: the first signal waits, so does its repetition; a later one is obeyed."""
