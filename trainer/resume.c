@@ -180,8 +180,10 @@ status resume_load(resume *r, const config *c, int64_t windows, params *p, ops *
         if (s == STATUS_OK && MPI_Bcast(path, sizeof path, MPI_CHAR, 0, roles->compute) != MPI_SUCCESS)
             s = status_fail(STATUS_INTERNAL, "passing on the checkpoint's path failed");
         if (s == STATUS_OK && !path[0])
-            s = status_fail(STATUS_DATA, "no checkpoint is whole; log.txt says what is wrong with each. Start without "
-                                         "--resume in another run.dir, or bring one back");
+            s = status_fail(STATUS_DATA,
+                            "%s: no checkpoint is whole; what each lacks is said above. Bring one back, or begin in "
+                            "another run.dir",
+                            c->run.dir);
         if (s != STATUS_OK) {
             checkpoint_free(&k);
             return s;
