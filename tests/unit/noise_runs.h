@@ -254,16 +254,24 @@ static inline const nulls_moments *noise_null(noise_watch *w, int64_t null_id) {
     return NULL;
 }
 
-/* All columns of the snapshot in n, as snapshot k: what the database would hold when the ensembles are there. */
+static inline bool noise_lacks_scores(const noise_model *n) {
+    for (int h = 0; h < n->heads; h++)
+        if (isnan(n->rows[h].tw_score)) return true;
+    return false;
+}
+
+/* The columns of the snapshot in n, as snapshot k. tw_score is waited for as long as it takes; tw_score_gains is not
+ * where gains are uneven, since its ensembles cost minutes: an onset that it decides is hidden, which counts as one. */
 static inline void noise_measure(noise_model *n, noise_watch *w, int k) {
+    const double for_ever_s = 1e6;
     const maps_pairs top = {onsets_wanted(w->onsets), n->pairs};
     store_snapshot late;
     check_status(maps_compute_pairs(n->maps, &n->snapshot, n->rows, n->values, &top), STATUS_OK);
     nulls_place(w->nulls, &n->snapshot, n->rows, n->values);
     nulls_fill(w->nulls, &(store_snapshot){.step = k * NOISE_EVERY, .status = "done", .rows = n->rows});
-    assert_int_equal(nulls_finish(w->nulls, 1200), 0);
+    if (noise_lacks_scores(n)) assert_int_equal(nulls_finish(w->nulls, for_ever_s), 0);
     while (nulls_next_snapshot(w->nulls, &late)) {
-        memcpy(n->rows, late.rows, (size_t)n->heads * sizeof(*n->rows));
+        if (late.step == k * NOISE_EVERY) memcpy(n->rows, late.rows, (size_t)n->heads * sizeof(*n->rows));
         free(late.rows);
     }
     for (int h = 0; h < n->heads; h++) {
