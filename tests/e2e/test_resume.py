@@ -268,7 +268,8 @@ class Signals(Resume):
         os.kill(watcher, signal.SIGSTOP)
         job.send_signal(signal.SIGUSR1)
         deadline = time.monotonic() + 30
-        while not glob.glob(self.path("run", "checkpoints", "step-*.partial", "manifest.json")):
+        written = self.path("run", "checkpoints", "step-*", "manifest.json")
+        while not glob.glob(written):
             self.assertLess(time.monotonic(), deadline, "no checkpoint is written")
             time.sleep(0.01)
         time.sleep(2)
