@@ -259,8 +259,8 @@ static void check_data_parallel_bytes(const char *data, const char *zero, bool c
     comm_counter counter = {0};
     comm_group self, dp;
     check_status(config_load(&c, NULL, settings, sizeof settings / sizeof *settings), STATUS_OK);
+    check_status(ops_cpu(&o, 1), STATUS_OK); /* first: attention's tiles are counted by thread */
     check_status(plan_make(&p, &c), STATUS_OK);
-    check_status(ops_cpu(&o, 1), STATUS_OK);
     comm_self(&self);
     comm_count(&dp, &counter, 1, (int)c.parallel.data);
     check_status(model_create(&m, &c, &o, &attn_core_cpu, &self, &dp, 2), STATUS_OK);
