@@ -58,10 +58,10 @@ struct diag {
     int64_t tokens_per_step, esd_every;
     under_way snapshots[MOST_UNDER_WAY];
     double next_flush_ms;
-    int64_t checkpoint;               /* a step that waits to be confirmed; -1: none */
-    int64_t confirmed;                /* the last one of which all is committed; -1: none */
-    int64_t taken, checkpoint_number; /* numbers of messages: the last, and the checkpoint's */
-    int64_t ended_step;               /* the last snapshot that came to an end; -1: none */
+    int64_t checkpoint; /* a step that waits to be confirmed; -1: none */
+    int64_t confirmed;  /* the last one of which all is committed; -1: none */
+    int64_t taken;      /* the last message's number */
+    int64_t ended_step; /* the last snapshot that came to an end; -1: none */
     channel_progress progress;
 };
 
@@ -398,7 +398,6 @@ static void take_record(diag *d, const channel_message *m) {
         break;
     case DIAG_CHECKPOINT:
         memcpy(&d->checkpoint, m->data, sizeof(d->checkpoint));
-        d->checkpoint_number = m->number;
         flush(d);
         return;
     case DIAG_FINISH:
@@ -634,11 +633,11 @@ static bool is_part(const diag *d, const channel_message *m, int senders) {
     return m->kind == DIAG_PART && d->store && d->maps && m->sender >= senders && m->sender < senders + d->ranks - 1;
 }
 
-/* All that was taken is recorded but shares of snapshots under way; a checkpoint is not while it is not confirmed. */
+/* All that was taken is recorded but shares of snapshots under way. */
 static void note_progress(diag *d) {
     d->progress.ended = d->ended_step;
     if (d->store && store_waiting(d->store) > 0) return;
-    d->progress.number = d->checkpoint < 0 ? d->taken : d->checkpoint_number - 1;
+    d->progress.number = d->taken;
     d->progress.step = d->ended_step;
     for (int i = 0; i < MOST_UNDER_WAY; i++)
         if (d->snapshots[i].used && d->snapshots[i].step <= d->progress.step)

@@ -80,7 +80,8 @@ typedef struct store_record {
 /* Keeps a copy until it is written. */
 void store_add(store *s, const store_record *record);
 
-/* Records that are added from now on come of that message (channel_message.number). */
+/* Records that are added from now on come of that message (channel_message.number), or of the last one where that
+ * comes again. */
 void store_set_message(store *s, int64_t number);
 
 /* The last message of this session of which all records are committed; 0: none. */

@@ -73,7 +73,7 @@ void store_add(store *s, const store_record *record) {
 }
 
 void store_set_message(store *s, int64_t number) {
-    s->message = number;
+    if (number > s->message) s->message = number; /* what a worker gets again comes with its old number */
 }
 
 int64_t store_messages(const store *s) {

@@ -174,9 +174,15 @@ static void drop_if(diag_worker *w, bool (*condition)(const channel_message *m, 
     for (w->last = &w->list; *w->last; w->last = &(*w->last)->next) continue;
 }
 
+/* A checkpoint stays until it is confirmed: the database knows nothing of it, and may count messages behind it. */
 static bool is_recorded(const channel_message *m, const void *user) {
     const channel_progress *p = user;
+    if (m->kind == DIAG_CHECKPOINT) return false;
     return is_of_snapshot(m) ? m->step <= p->step : m->kind != CHANNEL_END && m->number <= p->number;
+}
+
+static bool is_confirmed(const channel_message *m, const void *user) {
+    return m->kind == DIAG_CHECKPOINT && m->step <= *(const int64_t *)user;
 }
 
 static bool is_of_step(const channel_message *m, const void *user) {
@@ -365,6 +371,7 @@ static void take_answer(diag_worker *w, const channel_message *m) {
         take_progress(w, m);
         break;
     case MESSAGE_CONFIRM:
+        drop_if(w, is_confirmed, &m->step);
         channel_confirm(w->channel, m->step);
         break;
     case MESSAGE_STOP:

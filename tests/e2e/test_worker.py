@@ -88,11 +88,12 @@ class Worker(RunTest):
         print("seed", seed)
         rng = random.Random(seed)
         config = self.busy_config()
-        undisturbed = self.train(2, config, "undisturbed")
+        settings = ("checkpoint.every=2", "checkpoint.keep=1")  # each of which is an event
+        undisturbed = self.train(2, config, "undisturbed", *settings)
         self.assertEqual(len(self.events(undisturbed, "restart")), 0)
         for ranks in (1, 2):
             run = f"killed-{ranks}"
-            job = self.in_background(1 + ranks, config, run, f"diagnostics.ranks={ranks}")
+            job = self.in_background(1 + ranks, config, run, f"diagnostics.ranks={ranks}", *settings)
             for after in (3, 10, 17):
                 self.wait_for_database(run, f"SELECT 1 FROM train_metrics WHERE step >= {after}").close()
                 time.sleep(rng.random() * 0.1)
@@ -101,6 +102,8 @@ class Worker(RunTest):
             db = self.database(run)
             self.assertEqual(len(self.events(db, "restart")), 3, err)
             self.assertIn("signal 9", self.events(db, "restart")[0][1])
+            saved = [sorted(self.events(of, "checkpoint")) for of in (db, undisturbed)]
+            self.assertEqual(saved[0], saved[1])
             self.check_same(db, undisturbed)
 
     def test_signals_to_the_job_leave_the_worker_alone(self):

@@ -5,6 +5,7 @@
 #include "comm/queue.h"
 
 #include <poll.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -170,11 +171,36 @@ static void a_worker_says_what_it_does(void **state) {
     close(ends[1]);
 }
 
+/* A message that there is no memory for is not taken, but which one it is becomes known. */
+static void a_message_without_room_is_named(void **state) {
+    int ends[2], how = -1;
+    channel_message m = {.kind = 3, .bytes = (size_t)256 << 20, .number = 21};
+    check_status(message_pair(ends), STATUS_OK);
+    assert_true(message_allocate(&m));
+    check_status(message_send(ends[0], &m, NULL), STATUS_OK);
+    message_release(&m);
+    pid_t child = fork();
+    if (child == 0) {
+        const struct rlimit limit = {(rlim_t)128 << 20, (rlim_t)128 << 20};
+        channel_sender *first;
+        channel_receiver *receiver;
+        status s = channel_worker_open(&first, &receiver, ends[1]);
+        if (s != STATUS_OK || setrlimit(RLIMIT_AS, &limit) != 0) _exit(1);
+        _exit(channel_receive(receiver, &m) == STATUS_INTERNAL ? 0 : 2);
+    }
+    waitpid(child, &how, 0);
+    assert_int_equal(how, 0);
+    check_word(ends[0], MESSAGE_TAKES, 0, 21, 0);
+    close(ends[0]);
+    close(ends[1]);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(messages_arrive_whole),
     cmocka_unit_test(a_sender_need_not_wait),
     cmocka_unit_test(a_queue_tells_poll_when_there_is_something),
     cmocka_unit_test(a_worker_says_what_it_does),
+    cmocka_unit_test(a_message_without_room_is_named),
 };
 
 TEST_MAIN(tests)
