@@ -1,6 +1,7 @@
 """The batch scripts of deploy/slurm under a Slurm of this machine's own: the warning before the time limit, the checkpoint,
 the next turn, and the same run as without any of it, bit for bit."""
 import os
+import signal
 import sqlite3
 import sys
 import unittest
@@ -143,6 +144,33 @@ class Turns(Slurm):
                 self.assertEqual(done["ExitCode"], "75:0")
             self.assertEqual(self.ask(run, "SELECT status FROM runs"), [("interrupted",)])
             self.assertEqual(self.ask(run, "SELECT max(step) FROM train_metrics"), [(self.latest(run),)])
+
+
+    def test_a_run_whose_rank_dies_is_started_again(self):
+        """Twice; the third time it is over."""
+        job = self.submit("one-node.sbatch", self.endless(), "--set", f"run.dir={self.path('run')}",
+                          options=("--job-name=run",))
+        for session in (1, 2, 3):
+            self.wait_for_database("run", f"SELECT 1 FROM sessions WHERE attempt = {session}").close()
+            self.trains("run")
+            os.kill(self.rank(1, "run"), signal.SIGKILL)
+        done = self.reaches(job, "FAILED", "COMPLETED")
+        self.assertEqual((done["ExitCode"], done["Restarts"]), ("137:0", "0"), self.said("run.out"))
+        self.assertEqual(self.ask("run", "SELECT max(attempt) FROM sessions"), [(3,)])
+
+    def rank(self, number, run):
+        """The process of that rank of a run that mpirun has started."""
+        for process in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                with open(f"/proc/{process}/cmdline", "rb") as f:
+                    if not f.read().endswith(f"run.dir={self.path(run)}\0--resume\0auto\0".encode()):
+                        continue
+                with open(f"/proc/{process}/environ", "rb") as f:
+                    if f"\0OMPI_COMM_WORLD_RANK={number}\0".encode() in f.read():
+                        return int(process)
+            except (FileNotFoundError, ProcessLookupError):
+                pass  # it has ended
+        self.fail(f"{run} has no rank {number}")
 
 
 class Arrays(Slurm):
