@@ -204,8 +204,8 @@ bool channel_take_credit(channel_sender *s) {
     return s->wire && wire_out_take_credit(s->wire);
 }
 
-bool channel_stop_asked(channel_sender *s) {
-    return s->wire && wire_out_stop_asked(s->wire);
+int channel_take_requests(channel_sender *s) {
+    return s->wire ? wire_out_take_requests(s->wire) : 0;
 }
 
 int64_t channel_confirmed(channel_sender *s) {
@@ -289,9 +289,9 @@ void channel_grant(channel_receiver *r) {
     if (r->wire) wire_in_grant(r->wire);
 }
 
-void channel_ask_stop(channel_receiver *r) {
-    if (r->socket) say(r, MESSAGE_STOP, 0, NULL, 0);
-    if (r->wire) wire_in_ask_stop(r->wire);
+void channel_ask(channel_receiver *r, int requests) {
+    if (r->socket) say(r, MESSAGE_ASK, requests, NULL, 0);
+    if (r->wire) wire_in_ask(r->wire, requests);
 }
 
 void channel_confirm(channel_receiver *r, int64_t step) {

@@ -67,8 +67,11 @@ status channel_post(channel_sender *s, int kind, int64_t step, const void *data,
 /* Compute rank 0: true when the receiver has granted a credit for one more snapshot; takes it. */
 bool channel_take_credit(channel_sender *s);
 
-/* Compute rank 0: true when the receiver has asked for the end of the run (channel_ask_stop). */
-bool channel_stop_asked(channel_sender *s);
+/* What a receiver may ask for: bits. */
+typedef enum channel_request { CHANNEL_STOP = 1, CHANNEL_CHECKPOINT = 2 } channel_request;
+
+/* Compute rank 0: what the receiver has asked for (channel_ask) since the last call; 0: nothing. */
+int channel_take_requests(channel_sender *s);
 
 /* The last step of which the receiver has said that all up to it is recorded (channel_confirm); -1: none. Any thread.
  */
@@ -116,8 +119,9 @@ typedef struct channel_progress {
 /* In a worker process: tells the supervisor. */
 void channel_report(channel_receiver *r, const channel_progress *p);
 
-/* Asks compute rank 0 for the end of the run; it decides. Nothing where the channel does not go over MPI. */
-void channel_ask_stop(channel_receiver *r);
+/* Asks compute rank 0 for the end of the run or a checkpoint (bits of channel_request); it decides. Nothing where the
+ * channel does not go over MPI. */
+void channel_ask(channel_receiver *r, int requests);
 
 /* Tells compute rank 0 that all that it sent up to that step is recorded; INT64_MAX: that nothing will be any more, so
  * that nobody need wait. */

@@ -14,8 +14,8 @@ enum {
     MESSAGE_TAKES = -4,    /* number: of the message that it works on from now on */
     MESSAGE_PROGRESS = -5, /* data: channel_progress */
     MESSAGE_CONFIRM = -6,  /* step */
-    MESSAGE_STOP = -7,
-    MESSAGE_CLOSED = -8 /* as MESSAGE_OPENED; nothing follows */
+    MESSAGE_ASK = -7,      /* step: channel_request bits */
+    MESSAGE_CLOSED = -8    /* as MESSAGE_OPENED; nothing follows */
 };
 
 /* Both ends of a pair. IO when there are no descriptors. */

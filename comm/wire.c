@@ -30,10 +30,10 @@ typedef struct wire_header {
 
 /* What the receiver tells compute rank 0. */
 typedef enum answer_kind {
-    ANSWER_CREDITS, /* value: how many */
-    ANSWER_CONFIRM, /* value: the step up to which all is recorded */
-    ANSWER_STOP,    /* asks for the end of the run */
-    ANSWER_LAST,    /* there will be no more */
+    ANSWER_CREDITS,  /* value: how many */
+    ANSWER_CONFIRM,  /* value: the step up to which all is recorded */
+    ANSWER_REQUESTS, /* value: what is asked for */
+    ANSWER_LAST,     /* there will be no more */
 } answer_kind;
 
 typedef struct answer {
@@ -56,7 +56,8 @@ struct wire_out {
     bool takes_answers, low_priority;
     pthread_mutex_t lock; /* guards the next three */
     int64_t credits;
-    bool last_answer, stop_asked;
+    bool last_answer;
+    int requests;
     queue *from, *buffers;
     pthread_t thread;
 };
@@ -81,7 +82,7 @@ struct wire_in {
     bool unfinished; /* a receive was given up: MPI may still write into streams or scratch */
     queue *to;
     int grants;      /* asked for by the caller, not yet sent; atomic */
-    bool stop;       /* likewise */
+    int requests;    /* likewise */
     int64_t confirm; /* likewise; -1: none */
     pthread_t thread;
 };
@@ -257,8 +258,8 @@ static void take_answer(wire_out *w, const answer *a) {
     case ANSWER_CONFIRM:
         queue_confirm(w->from, a->value);
         break;
-    case ANSWER_STOP:
-        w->stop_asked = true;
+    case ANSWER_REQUESTS:
+        w->requests |= (int)a->value;
         break;
     case ANSWER_LAST:
         w->last_answer = true;
@@ -297,9 +298,10 @@ bool wire_out_take_credit(wire_out *w) {
     return any;
 }
 
-bool wire_out_stop_asked(wire_out *w) {
-    if (!lock_and_listen(w)) return false;
-    bool asked = w->stop_asked;
+int wire_out_take_requests(wire_out *w) {
+    if (!lock_and_listen(w)) return 0;
+    int asked = w->requests;
+    w->requests = 0;
     pthread_mutex_unlock(&w->lock);
     return asked;
 }
@@ -366,7 +368,8 @@ static status send_answers(wire_in *w) {
     int64_t confirm = __atomic_exchange_n(&w->confirm, -1, __ATOMIC_ACQ_REL);
     if (grants > 0) TRY(send_answer(w, ANSWER_CREDITS, grants));
     if (confirm >= 0) TRY(send_answer(w, ANSWER_CONFIRM, confirm));
-    return __atomic_exchange_n(&w->stop, false, __ATOMIC_ACQ_REL) ? send_answer(w, ANSWER_STOP, 0) : STATUS_OK;
+    int requests = __atomic_exchange_n(&w->requests, 0, __ATOMIC_ACQ_REL);
+    return requests ? send_answer(w, ANSWER_REQUESTS, requests) : STATUS_OK;
 }
 
 static void deliver(wire_in *w, int sender) {
@@ -509,8 +512,8 @@ void wire_in_grant(wire_in *w) {
     __atomic_add_fetch(&w->grants, 1, __ATOMIC_ACQ_REL);
 }
 
-void wire_in_ask_stop(wire_in *w) {
-    __atomic_store_n(&w->stop, true, __ATOMIC_RELEASE);
+void wire_in_ask(wire_in *w, int requests) {
+    __atomic_or_fetch(&w->requests, requests, __ATOMIC_ACQ_REL);
 }
 
 void wire_in_confirm(wire_in *w, int64_t step) {

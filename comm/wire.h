@@ -18,8 +18,8 @@ void wire_out_split(wire_out *w, const channel_share *shares);
 /* Compute rank 0's caller: as channel_take_credit. */
 bool wire_out_take_credit(wire_out *w);
 
-/* Compute rank 0's caller: as channel_stop_asked. */
-bool wire_out_stop_asked(wire_out *w);
+/* Compute rank 0's caller: as channel_take_requests. */
+int wire_out_take_requests(wire_out *w);
 
 /* Compute rank 0, any thread: takes in what the receiver has said, for queue_confirmed(from). */
 void wire_out_listen(wire_out *w);
@@ -35,7 +35,7 @@ void wire_out_abandon(wire_out *w);
 status wire_in_open(wire_in **out, const comm_roles *roles, queue *to);
 
 void wire_in_grant(wire_in *w);
-void wire_in_ask_stop(wire_in *w);
+void wire_in_ask(wire_in *w, int requests);
 void wire_in_confirm(wire_in *w, int64_t step);
 
 /* Waits until every sender has said its end. */

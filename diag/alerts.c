@@ -1,6 +1,7 @@
 /* Rules over the snapshots of a run, and what they lead to. */
 #include "diag/alerts.h"
 
+#include "comm/channel.h"
 #include "core/log.h"
 #include "diag/alerts_run.h"
 
@@ -101,11 +102,19 @@ typedef struct listener {
     void *user;
 } listener;
 
+/* What an action has to do with the run itself. */
+static const struct {
+    int requests;
+    const char *text;
+} effects[] = {[ALERTS_LOG] = {0, ""},
+               [ALERTS_STOP] = {CHANNEL_STOP, "; the run is to stop"},
+               [ALERTS_CHECKPOINT] = {CHANNEL_CHECKPOINT, "; a checkpoint is asked for"},
+               [ALERTS_RUN] = {0, ""}};
+
 static void act(alerts *a, const alerts_firing *f, const listener *l) {
     char text[512];
     describe(f, text, sizeof text);
-    if (f->rule->action == ALERTS_STOP)
-        snprintf(text + strlen(text), sizeof text - strlen(text), "; the run is to stop");
+    snprintf(text + strlen(text), sizeof text - strlen(text), "%s", effects[f->rule->action].text);
     log_warn("alert, step %lld: %s", (long long)f->step, text);
     l->say(l->user, f->step, text);
     if (f->rule->action != ALERTS_RUN || alerts_programs_start(a->programs, f) == STATUS_OK) return;
@@ -113,20 +122,20 @@ static void act(alerts *a, const alerts_firing *f, const listener *l) {
     status_clear();
 }
 
-bool alerts_take(alerts *a, int64_t step, const spectrum *rows,
-                 void (*say)(void *user, int64_t step, const char *message), void *user) {
+int alerts_take(alerts *a, int64_t step, const spectrum *rows,
+                void (*say)(void *user, int64_t step, const char *message), void *user) {
     const listener l = {say, user};
     char text[512];
-    bool stop = false;
-    if (!a) return false;
+    int requests = 0;
+    if (!a) return 0;
     while (alerts_programs_failed(a->programs, text, sizeof text)) say(user, step, text);
     for (int i = 0; i < a->rule_count; i++) {
         alerts_firing f = count_snapshot(a, i, step, rows);
         if (f.matrices == 0) continue;
         act(a, &f, &l);
-        stop |= f.rule->action == ALERTS_STOP;
+        requests |= effects[f.rule->action].requests;
     }
-    return stop;
+    return requests;
 }
 
 void alerts_restore(alerts *a, int64_t step, const spectrum *rows) {
@@ -142,12 +151,10 @@ void alerts_close(alerts *a) {
     free(a);
 }
 
-status alerts_check(const config *c, bool *stops) {
-    *stops = false;
+status alerts_check(const config *c) {
     for (int i = 0; i < c->diagnostics.alerts.count; i++) {
         alerts_rule rule;
         TRY(alerts_parse(c->diagnostics.alerts.items[i], &rule));
-        *stops |= rule.action == ALERTS_STOP;
         alerts_rule_free(&rule);
     }
     return STATUS_OK;

@@ -12,9 +12,9 @@ typedef struct alerts alerts;
 status alerts_open(alerts **out, const config *c, const maps_matrix *matrices, int count, const char *run_dir);
 
 /* Takes a recorded snapshot's spectra [count], in the order of the matrices: says, in one line a rule that fires, what
- * was seen, and what became of its program. NULL alerts say nothing. True: a rule asks for the end of the run. */
-bool alerts_take(alerts *a, int64_t step, const spectrum *rows,
-                 void (*say)(void *user, int64_t step, const char *message), void *user);
+ * was seen, and what became of its program. NULL alerts say nothing. Returns what rules ask for (channel_request). */
+int alerts_take(alerts *a, int64_t step, const spectrum *rows,
+                void (*say)(void *user, int64_t step, const char *message), void *user);
 
 /* Takes a snapshot of before, the run going on: counts it, and nothing follows. All of the run, by steps. */
 void alerts_restore(alerts *a, int64_t step, const spectrum *rows);
@@ -22,5 +22,5 @@ void alerts_restore(alerts *a, int64_t step, const spectrum *rows);
 /* Programs that still run are left alone. */
 void alerts_close(alerts *a);
 
-/* The rules by themselves. CONFIG where one is wrong. *stops: one may end the run. */
-status alerts_check(const config *c, bool *stops);
+/* The rules by themselves. CONFIG where one is wrong. */
+status alerts_check(const config *c);

@@ -17,7 +17,7 @@ typedef struct reader {
 static status fail_rule(const reader *r, const char *what, const char *word) {
     return status_fail(STATUS_CONFIG,
                        "diagnostics.alerts: \"%.120s\": %s%.60s; a rule is COLUMN [of WORD ...] > NUMBER [for N "
-                       "snapshots] [then log | stop | run: PROGRAM ...]",
+                       "snapshots] [then log | stop | checkpoint | run: PROGRAM ...]",
                        r->text, what, word);
 }
 
@@ -145,11 +145,11 @@ static status read_action(reader *r, alerts_rule *rule) {
         rule->action = ALERTS_RUN;
         return read_program(r, rule);
     }
-    if (strcmp(r->word, "checkpoint") == 0)
-        return fail_rule(r, "this version writes no checkpoints: an alert cannot ask for one", "");
-    if (strcmp(r->word, "stop") != 0 && strcmp(r->word, "log") != 0)
-        return fail_rule(r, "there is no action ", r->word);
-    rule->action = strcmp(r->word, "stop") == 0 ? ALERTS_STOP : ALERTS_LOG;
+    static const char *const words[] = {
+        [ALERTS_LOG] = "log", [ALERTS_STOP] = "stop", [ALERTS_CHECKPOINT] = "checkpoint"};
+    int action = find_name(words, sizeof words / sizeof *words, r->word);
+    if (action < 0) return fail_rule(r, "there is no action ", r->word);
+    rule->action = (alerts_action)action;
     return STATUS_OK;
 }
 

@@ -4,14 +4,14 @@
  *
  * COLUMN: one of SPECTRUM_COLUMNS. WORD: a form, part, scope or weight's name; what no word names is score, full, head
  * and every weight. OPERATOR: > >= < <=. N counts snapshots that were recorded, one after the other; a dropped one is
- * not among them, a NULL ends the count. ACTION: log (the default) | stop | run: PROGRAM [ARGUMENT ...]. A rule fires
- * for a matrix when its count reaches N, and again only after the condition has failed in between. */
+ * not among them, a NULL ends the count. ACTION: log (the default) | stop | checkpoint | run: PROGRAM [ARGUMENT ...].
+ * A rule fires for a matrix when its count reaches N, and again only after the condition has failed in between. */
 #pragma once
 
 #include "core/config.h"
 #include "diag/maps.h"
 
-typedef enum alerts_action { ALERTS_LOG, ALERTS_STOP, ALERTS_RUN } alerts_action;
+typedef enum alerts_action { ALERTS_LOG, ALERTS_STOP, ALERTS_CHECKPOINT, ALERTS_RUN } alerts_action;
 
 typedef struct alerts_rule {
     char *text;

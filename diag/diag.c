@@ -50,7 +50,7 @@ struct diag {
     bool *all, *candidate; /* [maps_count] true; whose pair of this snapshot may be an onset's */
     nulls *nulls;          /* NULL without maps */
     alerts *alerts;        /* NULL: no rules, or a further rank */
-    bool asks_stop;        /* one of them asked for the end of the run */
+    int requests;          /* what they ask for, not told yet (channel_request) */
     bool finished;         /* the run has come to its end, as it should */
     int rank, ranks;       /* of the diagnostics ranks */
     store *store;          /* NULL on a further rank */
@@ -73,8 +73,8 @@ bool diag_wants(const config *c, const char *tensor_name) {
     return maps_wants(c, tensor_name);
 }
 
-status diag_check_alerts(const config *c, bool *stops) {
-    return alerts_check(c, stops);
+status diag_check_alerts(const config *c) {
+    return alerts_check(c);
 }
 
 diag_size diag_snapshot_size(const config *c) {
@@ -471,7 +471,7 @@ static void record_snapshot(diag *d, under_way *u) {
     note_onsets(d, u);
     nulls_keep_overlaps(d->nulls, u->step, u->rows);
     r.pairs = u->pairs;
-    d->asks_stop |= alerts_take(d->alerts, u->step, u->rows, note_alert, d);
+    d->requests |= alerts_take(d->alerts, u->step, u->rows, note_alert, d);
     add_record(d, &r);
     u->rows = NULL;
     u->values = NULL;
@@ -664,8 +664,10 @@ channel_progress diag_recorded(const diag *d) {
     return d->progress;
 }
 
-bool diag_asks_stop(const diag *d) {
-    return d->asks_stop;
+int diag_take_requests(diag *d) {
+    int requests = d->requests;
+    d->requests = 0;
+    return requests;
 }
 
 int64_t diag_confirmed(const diag *d) {
@@ -691,7 +693,6 @@ void diag_end(diag *d, int senders) {
 /* ---------------------------------------------------------------- the service */
 
 status diag_serve(diag *d, channel_receiver *channel, int senders) {
-    bool told = false;
     int64_t confirmed = d->confirmed;
     channel_progress progress = d->progress;
     for (int i = 0; i < CHANNEL_SNAPSHOT_BUFFERS; i++) channel_grant(channel);
@@ -701,10 +702,8 @@ status diag_serve(diag *d, channel_receiver *channel, int senders) {
         if (m.kind == CHANNEL_END) break;
         int credits = diag_take(d, &m, senders);
         channel_release(channel, &m);
-        if (d->asks_stop && !told) {
-            channel_ask_stop(channel);
-            told = true;
-        }
+        int requests = diag_take_requests(d);
+        if (requests) channel_ask(channel, requests);
         for (int i = 0; i < credits; i++) channel_grant(channel);
         if (d->confirmed != confirmed) channel_confirm(channel, d->confirmed);
         confirmed = d->confirmed;

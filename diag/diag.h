@@ -11,9 +11,9 @@
 typedef struct diag diag;
 
 /* The first diagnostics rank's. resume_step -1: the run begins; creates DIR/run.db and the run's rows in it, or opens
- * it and deletes those of every step. Otherwise the run goes on behind that step: rows of later ones are deleted, events are kept, what spans snapshots is
- * as it was, and a new session begins; without a run.db a new one, with an event that says so. IO when it cannot be
- * written or is in use by another process.
+ * it and deletes those of every step. Otherwise the run goes on behind that step: rows of later ones are deleted,
+ * events are kept, what spans snapshots is as it was, and a new session begins; without a run.db a new one, with an
+ * event that says so. IO when it cannot be written or is in use by another process.
  */
 status diag_open(diag **out, const config *c, const char *run_dir, const char *device, int tp, int dp,
                  const char *hosts, int64_t resume_step);
@@ -34,9 +34,9 @@ status diag_close(diag *d);
 /* True when a snapshot must carry the parameter of that global name: the Q-K chain of the config's variant. */
 bool diag_wants(const config *c, const char *tensor_name);
 
-/* Reads diagnostics.alerts. CONFIG with the rule that is wrong. *stops: one of them may ask for the end of the run,
- * which compute rank 0 then learns by channel_stop_asked(). */
-status diag_check_alerts(const config *c, bool *stops);
+/* Reads diagnostics.alerts. CONFIG with the rule that is wrong. What a rule asks for, compute rank 0 learns by
+ * channel_take_requests(). */
+status diag_check_alerts(const config *c);
 
 /* About how many bytes of the database a snapshot takes: its spectra; and, at esd_every steps, singular values and top
  * pairs beside them. 0 where the configuration is wrong or asks for none. */

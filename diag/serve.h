@@ -9,8 +9,8 @@
  * or given up. */
 int diag_take(diag *d, const channel_message *message, int senders);
 
-/* True from the snapshot on at which an alert asked for the end of the run. */
-bool diag_asks_stop(const diag *d);
+/* What alerts have asked compute rank 0 for (channel_request) since the last call. */
+int diag_take_requests(diag *d);
 
 /* What of the messages taken is recorded: committed, or on a further rank sent on. */
 channel_progress diag_recorded(const diag *d);

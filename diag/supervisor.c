@@ -374,8 +374,8 @@ static void take_answer(diag_worker *w, const channel_message *m) {
         drop_if(w, is_confirmed, &m->step);
         channel_confirm(w->channel, m->step);
         break;
-    case MESSAGE_STOP:
-        channel_ask_stop(w->channel);
+    case MESSAGE_ASK:
+        channel_ask(w->channel, (int)m->step);
         break;
     case MESSAGE_CLOSED:
         take_words(w, m, &w->result);

@@ -64,10 +64,9 @@ static status open_data(job *j) {
 }
 
 status job_prepare(job *j) {
-    bool may_stop;
     resolve_threads(j);
     TRY(resolve_batch(j));
-    TRY(diag_check_alerts(&j->c, &may_stop));
+    TRY(diag_check_alerts(&j->c));
     TRY(device_open(&j->ops, &j->core, &j->c, &j->roles));
     TRY(open_data(j));
     size_t tokens = (size_t)(j->micro_batch * j->c.model.context);

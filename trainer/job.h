@@ -47,6 +47,7 @@ typedef struct job {
     checkpoint_source source; /* of checkpoints */
     checkpoint_writer *writer;
     int64_t saved_step; /* of the last checkpoint of the run folder, begun or read; -1: none */
+    int requests;       /* what alerts have asked for and has not come about (channel_request) */
     bool stopped;       /* an alert ended the run */
     int signal;         /* that ended it; 0: none */
     comm_watchdog *watchdog;

@@ -13,7 +13,9 @@
 /* What every rank knows goes in, what any of them knew comes out; a checkpoint moves on by it. Whether one is still on
  * its way. */
 static bool agree(job *j, agreement *a) {
-    *a = (agreement){.signal = signals_asked(), .stop = j->records && channel_stop_asked(j->records)};
+    j->requests |= j->records ? channel_take_requests(j->records) : 0;
+    *a = (agreement){
+        .signal = signals_asked(), .stop = j->requests & CHANNEL_STOP, .save = j->requests & CHANNEL_CHECKPOINT};
     checkpoint_tell(j->writer, a);
     if (agreement_make(&j->all, a) != STATUS_OK) {
         log_error("step %ld: %s", (long)j->state.step, status_message());
@@ -34,6 +36,7 @@ static void save(job *j) {
     wait_for_checkpoint(j);
     record_post(j->records, DIAG_CHECKPOINT, j->state.step, &record, sizeof record);
     checkpoint_begin(j->writer, &j->state);
+    j->requests &= ~CHANNEL_CHECKPOINT;
     j->saved_step = j->state.step;
 }
 
@@ -62,7 +65,7 @@ static void after_step(job *j) {
     agree(j, &a);
     if (a.stop && number < j->last_step) stop(j);
     if (a.signal && number < j->last_step) interrupt(j, a.signal);
-    if (j->signal || number == j->last_step || (every && number % every == 0)) save(j);
+    if (j->signal || a.save || number == j->last_step || (every && number % every == 0)) save(j);
 }
 
 static void tell_end_of_data(const job *j) {

@@ -67,8 +67,7 @@ static int64_t data_parallel_bytes(const params *p) {
 }
 
 status plan_make(plan *out, const config *c) {
-    bool stops;
-    TRY(diag_check_alerts(c, &stops));
+    TRY(diag_check_alerts(c));
     int tp = (int)c->parallel.tensor, dp = c->parallel.data ? (int)c->parallel.data : 1;
     int64_t batch = c->train.global_batch;
     if (batch % dp != 0)

@@ -82,10 +82,6 @@ bool snapshots_admitted(const config *c, const comm_roles *roles, channel_sender
     return first_decides(roles, admitted);
 }
 
-bool snapshots_stop_asked(const comm_roles *roles, channel_sender *sender) {
-    return first_decides(roles, roles->compute_rank == 0 && channel_stop_asked(sender));
-}
-
 status snapshots_send(const snapshots *s, channel_sender *sender, int64_t step) {
     char *message = channel_snapshot_buffer(sender);
     if (!message) return channel_sender_status(sender);

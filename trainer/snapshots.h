@@ -22,9 +22,6 @@ status snapshots_plan(snapshots *out, const model *m, const config *c, const com
  * compared with, is waited for in any case. */
 bool snapshots_admitted(const config *c, const comm_roles *roles, channel_sender *sender, int64_t step);
 
-/* Compute ranks decide together (collective over roles->compute) whether an alert asked for the end of the run. */
-bool snapshots_stop_asked(const comm_roles *roles, channel_sender *sender);
-
 /* Hands this rank's pieces, as they are at this place of the queue, to the sending thread. */
 status snapshots_send(const snapshots *s, channel_sender *sender, int64_t step);
 

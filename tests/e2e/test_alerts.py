@@ -56,8 +56,22 @@ class Alerts(harness.RunTest):
         again = subprocess.run([harness.BULKHEAD, "plan", self.path("run", "config.yaml")], capture_output=True, text=True)
         self.assertEqual(again.returncode, 0, again.stderr)
 
+    def test_a_checkpoint_is_made_when_it_is_asked_for(self):
+        """Once a firing, a few steps behind it, on all ranks; the run goes on as if nothing had been."""
+        rules = [f"lambda_max > 0 for {n} snapshots then checkpoint" for n in (2, 20)]
+        db = self.train(3, self.with_rules(*rules), "run", "parallel.tensor=2", "checkpoint.keep=9")
+        saved = sorted(int(n[5:]) for n in os.listdir(self.path("run", "checkpoints")) if n.startswith("step-"))
+        self.assertEqual(len(saved), 3, saved)
+        first, second, last = saved
+        self.assertTrue(1 <= first < 19 <= second < 40 == last, saved)
+        alerts = db.execute("SELECT step, message FROM events WHERE kind = 'alert' ORDER BY seq").fetchall()
+        self.assertEqual([step for step, _ in alerts], [1, 19])
+        self.assertIn("a checkpoint is asked for", alerts[0][1])
+        self.assertEqual(db.execute("SELECT status FROM runs").fetchall(), [("finished",)])
+        self.assertEqual(len(self.losses(db)), 40)
+
     def test_wrong_rules_are_refused(self):
-        self.refused(CONFIG, 2, self.with_rules("tw_score > 7 then checkpoint"), "run", says=["diagnostics.alerts", "checkpoint"])
+        self.refused(CONFIG, 2, self.with_rules("tw_score > 7 then save"), "run", says=["diagnostics.alerts", "save"])
         self.refused(CONFIG, 2, self.with_rules("tw_score of rope > 7"), "run", says=["diagnostics.alerts", "rope"])
 
     def test_the_plan_refuses_them_too(self):

@@ -1,5 +1,6 @@
 /* Alerts: rules from text, when they fire, and the programs that they start. */
 #include "check.h"
+#include "comm/channel.h"
 #include "diag/alerts.h"
 #include "diag/alerts_run.h"
 #include "rundb.h"
@@ -53,7 +54,7 @@ static void wrong_rules_are_named(void **state) {
         {"tw_score > 7 for 3 steps", "not steps"},
         {"tw_score > 7 then", "then what"},
         {"tw_score > 7 then shout", "shout"},
-        {"tw_score > 7 then checkpoint", "no checkpoints"},
+        {"tw_score > 7 then checkpoints", "checkpoints"},
         {"tw_score > 7 then run:", "no program"},
         {"tw_score > 7 then run: ''", "no program"},
         {"tw_score > 7 then run: echo 'x", "quote"},
@@ -99,8 +100,8 @@ static status open_watch(watch *w, char *rule) {
     return alerts_open(&w->alerts, &w->c, w->matrices, COUNT + 1, rundb_folder);
 }
 
-/* One snapshot with these values of tw_score (and a large one in the channel form). True: a stop is asked for. */
-static bool take(watch *w, int64_t step, const double values[COUNT]) {
+/* One snapshot with these values of tw_score (and a large one in the channel form). Returns what is asked for. */
+static int take(watch *w, int64_t step, const double values[COUNT]) {
     spectrum rows[COUNT + 1];
     for (int i = 0; i <= COUNT; i++) {
         spectrum_clear(&rows[i], SPECTRUM_STATUS_ok);
@@ -117,7 +118,7 @@ static void it_fires_when_the_count_is_reached_and_again_after_a_break(void **st
     static const double quiet[] = {0, 7, NAN, 0}, one[] = {0, 0, 8, 0};
     int fired_at[12], n = 0;
     for (int64_t step = 0; step < 12; step++) {
-        assert_false(take(&w, step, step == 2 || step == 7 ? quiet : one));
+        assert_int_equal(take(&w, step, step == 2 || step == 7 ? quiet : one), 0);
         if (w.lines) fired_at[n++] = (int)step;
     }
     assert_int_equal(n, 2); /* 0 1 are too few; 3 4 5, not again at 6; 8 9 10 */
@@ -129,11 +130,23 @@ static void it_fires_when_the_count_is_reached_and_again_after_a_break(void **st
 static void one_line_tells_of_the_worst(void **state) {
     watch w;
     check_status(open_watch(&w, "tw_score < 0 then stop"), STATUS_OK);
-    assert_true(take(&w, 40, (const double[]){-1, NAN, 3, -5}));
+    assert_int_equal(take(&w, 40, (const double[]){-1, NAN, 3, -5}), CHANNEL_STOP);
     assert_int_equal(w.lines, 1);
     assert_string_equal(w.said, "40: tw_score < 0 then stop: layer 1, head 1: -5 (and 1 more); the run is to stop\n");
-    assert_false(take(&w, 50, (const double[]){-1, -0.5, 3, -5}) && w.lines != 1); /* head 1 of layer 0 is new */
+    assert_int_equal(take(&w, 50, (const double[]){-1, -0.5, 3, -5}), CHANNEL_STOP); /* head 1 of layer 0 is new */
     assert_non_null(strstr(w.said, "layer 0, head 1: -0.5;"));
+    alerts_close(w.alerts);
+}
+
+static void a_checkpoint_is_asked_for_at_each_firing(void **state) {
+    watch w;
+    static const double quiet[] = {0, 0, 0, 0}, loud[] = {0, 8, 0, 0};
+    check_status(open_watch(&w, "tw_score > 7 then checkpoint"), STATUS_OK);
+    assert_int_equal(take(&w, 10, loud), CHANNEL_CHECKPOINT);
+    assert_non_null(strstr(w.said, "layer 0, head 1: 8; a checkpoint is asked for"));
+    assert_int_equal(take(&w, 20, loud), 0);
+    assert_int_equal(take(&w, 30, quiet), 0);
+    assert_int_equal(take(&w, 40, loud), CHANNEL_CHECKPOINT);
     alerts_close(w.alerts);
 }
 
@@ -233,6 +246,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup_teardown(it_fires_when_the_count_is_reached_and_again_after_a_break, rundb_setup,
                                     rundb_teardown),
     cmocka_unit_test_setup_teardown(one_line_tells_of_the_worst, rundb_setup, rundb_teardown),
+    cmocka_unit_test_setup_teardown(a_checkpoint_is_asked_for_at_each_firing, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(limits_themselves, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(a_rule_about_nothing_recorded_is_refused, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(a_program_gets_its_arguments_and_the_facts, rundb_setup, rundb_teardown),

@@ -159,8 +159,8 @@ static void a_worker_says_what_it_does(void **state) {
     check_word(ends[0], MESSAGE_PROGRESS, 4, 17, sizeof progress);
     channel_confirm(receiver, 4);
     check_word(ends[0], MESSAGE_CONFIRM, 4, 17, 0);
-    channel_ask_stop(receiver);
-    check_word(ends[0], MESSAGE_STOP, 0, 17, 0);
+    channel_ask(receiver, CHANNEL_STOP | CHANNEL_CHECKPOINT);
+    check_word(ends[0], MESSAGE_ASK, CHANNEL_STOP | CHANNEL_CHECKPOINT, 17, 0);
     check_status(channel_post(first, 9, 4, "four", 5), STATUS_OK);
     check_word(ends[0], 9, 4, 0, 5);
     close(ends[0]);
