@@ -107,7 +107,8 @@ static void reserve(model *m, arena *a) {
     m->rstd = floats(a, m->tokens);
     m->logits = arena_tensor(a, type, m->chunk, vocab);
     m->ce = floats(a, 3 * m->chunk);
-    m->loss = arena_push(a, sizeof *m->loss);
+    m->loss = arena_push(a, (size_t)m->dp->size * sizeof *m->loss);
+    m->own_sq = arena_push(a, sizeof *m->own_sq);
     m->norm_sq = arena_push(a, sizeof *m->norm_sq);
     m->input = arena_push(a, (size_t)m->tokens * sizeof *m->input);
     m->target = arena_push(a, (size_t)m->tokens * sizeof *m->target);
@@ -286,7 +287,7 @@ static tensor head_forward(model *m, int64_t first, int64_t n) {
     comm_all_reduce(m->tp, row_max, n, DTYPE_F32, COMM_MAX, "loss maximum", -1);
     o->ce_sums(o, sums, picked, logits, head->n_rows, row_max, target, head->row);
     comm_all_reduce(m->tp, sums, 2 * n, DTYPE_F32, COMM_SUM, "loss sums", -1);
-    o->ce_loss(o, m->loss, sums, picked, row_max, n);
+    o->ce_loss(o, m->loss ? m->loss + m->dp->rank : NULL, sums, picked, row_max, n);
     return logits;
 }
 
@@ -329,6 +330,18 @@ void model_reduce_bucket(model *m, int b, int layer) {
         comm_sum_start(m->dp, gradient, bucket->piece, DTYPE_F32, place, layer);
 }
 
+void model_note_own(model *m, int64_t first, int64_t count) {
+    if (m->tp->size * m->dp->size == 1) return; /* nobody asks which rank it was */
+    m->ops->sum_squares(m->ops, m->own_sq, m->params.gradient ? m->params.gradient + first : NULL, count);
+}
+
+/* Bucket b of sharded parameters is complete on this rank. */
+static void complete_bucket(model *m, int b, int layer) {
+    const param_bucket *bucket = &m->params.bucket[b];
+    model_note_own(m, bucket->first, m->params.pieces * bucket->piece);
+    model_reduce_bucket(m, b, layer);
+}
+
 /* dx: gradient of the layer's output in, of its input out. */
 static void backward_layer(model *m, int index) {
     ops *o = m->ops;
@@ -357,32 +370,42 @@ void model_train(model *m, const int32_t *input, const int32_t *target, float sc
     ops *o = m->ops;
     forward(m, input, target);
     head_train(m, scale);
-    if (last && !m->tied) model_reduce_bucket(m, m->params.list[m->head].bucket, -1);
+    if (last && !m->tied) complete_bucket(m, m->params.list[m->head].bucket, -1);
     o->rmsnorm_backward(o, m->dx, false, gain_gradient(m, m->final_norm), m->dbranch, m->output, gain(m, m->final_norm),
                         m->rstd);
     for (int i = m->layers - 1; i >= 0; i--) {
         backward_layer(m, i);
-        if (last) model_reduce_bucket(m, m->first_layer_bucket + i, i);
+        if (last) complete_bucket(m, m->first_layer_bucket + i, i);
     }
     o->embedding_backward(o, params_gradient(&m->params, m->embedding), m->dx, m->input,
                           m->params.list[m->embedding].row);
-    if (last) model_reduce_bucket(m, m->params.list[m->embedding].bucket, -1);
+    if (last) complete_bucket(m, m->params.list[m->embedding].bucket, -1);
 }
 
 /* ---------------------------------------------------------------- the rest */
 
 void model_reduce_loss(model *m) {
-    comm_all_reduce(m->dp, m->loss, 1, DTYPE_F64, COMM_SUM, "loss", -1);
+    comm_all_reduce(m->dp, m->loss, m->dp->size, DTYPE_F64, COMM_SUM, "loss", -1);
 }
 
 double model_take_loss(model *m) {
-    double loss = 0;
-    m->ops->download(m->ops, &loss, m->loss, sizeof loss);
+    double loss[m->dp->size], sum = 0;
+    m->ops->download(m->ops, loss, m->loss, sizeof loss);
     m->ops->zero(m->ops, m->loss, sizeof loss);
-    return loss;
+    for (int i = 0; i < m->dp->size; i++) sum += loss[i];
+    m->own_loss = loss[m->dp->rank];
+    return sum;
+}
+
+bool model_own_share_finite(model *m) {
+    double norm_sq = 0;
+    if (m->tp->size * m->dp->size == 1) return false;
+    m->ops->download(m->ops, &norm_sq, m->own_sq, sizeof norm_sq);
+    return isfinite(m->own_loss) && isfinite(norm_sq);
 }
 
 void model_zero_gradients(model *m) {
+    m->ops->zero(m->ops, m->own_sq, sizeof *m->own_sq);
     m->ops->zero(m->ops, m->params.gradient, (size_t)params_total(&m->params) * sizeof(float));
 }
 

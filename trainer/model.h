@@ -39,7 +39,9 @@ typedef struct model {
     int64_t chunk;           /* rows of logits at a time */
     tensor logits;           /* [chunk, V_local] */
     float *ce;               /* [3, chunk]: row max, sums, picked */
-    double *loss;            /* device: sum over tokens since model_take_loss */
+    double *loss;            /* device, [Q]: sum over tokens since model_take_loss, of each data-parallel rank */
+    double own_loss;         /* this rank's of them, as it was taken last */
+    double *own_sq;          /* device: squared norm of this rank's gradients before any sum over ranks */
     double *norm_sq;         /* device: squared norm of the gradient (trainer/optimizer.h) */
     int32_t *input, *target; /* device, [N] */
     float *rotary_table;
@@ -79,12 +81,19 @@ void model_reduce_bucket(model *m, int b, int layer);
 /* Forward of the first `samples` samples: adds the sum of their tokens' cross-entropy to the loss. */
 void model_evaluate(model *m, const int32_t *input, const int32_t *target, int64_t samples);
 
-/* The loss sum over the data-parallel ranks too. */
+/* The loss sums of all data-parallel ranks on each of them. */
 void model_reduce_loss(model *m);
 
 /* The loss sum since the last call (waits for the device), which starts again at 0. The same on all ranks of the group.
  */
 double model_take_loss(model *m);
+
+/* Of a step whose loss or gradient is not finite: whether this rank's own share of it is, the loss of its samples and
+ * its gradients before any sum over ranks (waits for the device). */
+bool model_own_share_finite(model *m);
+
+/* Counts those gradients in, before they are reduced: elements [first, first + count). */
+void model_note_own(model *m, int64_t first, int64_t count);
 
 void model_zero_gradients(model *m);
 

@@ -9,6 +9,7 @@ static float *gradient_at(const params *p, int64_t offset) {
 void optimizer_reduce(model *m) {
     const params *p = &m->params;
     int64_t first = p->region_first[REGION_PARTIAL], count = p->region_first[REGION_COMPLETE] - first;
+    model_note_own(m, first, params_total(p) - first);
     comm_all_reduce(m->tp, gradient_at(p, first), count, DTYPE_F32, COMM_SUM, "shared weights' gradients", -1);
     for (int b = p->sharded_buckets; b < p->buckets; b++) model_reduce_bucket(m, b, -1);
     comm_finish(m->dp);

@@ -101,9 +101,10 @@ static void progress(const job *j, const diag_step *r) {
 
 /* A loss or gradient that is not finite: the update was left out on every rank; stop, or go on with the next step. */
 static status not_finite(job *j, const diag_step *r) {
-    char message[256];
-    snprintf(message, sizeof message, "step %ld: loss %g, gradient norm %g: not finite; the update is left out",
-             (long)r->step, r->loss, r->grad_norm);
+    char message[256], who[128];
+    TRY(agreement_who(&j->all, !model_own_share_finite(&j->model), who, sizeof who));
+    snprintf(message, sizeof message, "step %ld: loss %g, gradient norm %g: not finite on %s; the update is left out",
+             (long)r->step, r->loss, r->grad_norm, who);
     event_post(j->records, r->step, "error", "nan", "%s", message);
     if (j->c.train.on_nan == ON_NAN_STOP)
         return status_fail(STATUS_INTERNAL,

@@ -3,6 +3,7 @@
  * to 4 ranks. */
 #include "same_run.h"
 
+#include "trainer/agreement.h"
 #include "trainer/owned.h"
 
 #define COUNT(list) (int)(sizeof(list) / sizeof *(list))
@@ -153,6 +154,24 @@ static int64_t element_of(const params *p, int b) {
     return p->bucket[b].first + (int64_t)(rng_u64(31, 2, (uint64_t)b) % (uint64_t)(p->bucket[b].piece * p->pieces));
 }
 
+/* That rank, and no other, is named on every rank. */
+static void check_named(run *r, int sick) {
+    char who[64], want[64];
+    comm_group all;
+    check_status(comm_over_mpi(&all, MPI_COMM_WORLD), STATUS_OK);
+    model_reduce_loss(&r->model);
+    model_take_loss(&r->model);
+    check_status(agreement_who(&all, !model_own_share_finite(&r->model), who, sizeof who), STATUS_OK);
+    snprintf(want, sizeof want, "rank %d", sick);
+    assert_string_equal(who, want);
+    check_status(agreement_who(&all, true, who, sizeof who), STATUS_OK);
+    snprintf(want, sizeof want, "ranks 0, 1%s%s", world_size() > 2 ? ", 2" : "", world_size() > 3 ? ", 3" : "");
+    assert_string_equal(who, want);
+    check_status(agreement_who(&all, false, who, sizeof who), STATUS_OK);
+    assert_string_equal(who, "no rank");
+    comm_close(&all);
+}
+
 /* A NaN in one rank's gradients alone, whatever the bucket, makes the norm one on all ranks, and no weight moves. Of
  * complete gradients, which tensor-parallel ranks have alike, the first of them has it. */
 static void check_nan(const char *const *settings, int count, int tp) {
@@ -172,6 +191,7 @@ static void check_nan(const char *const *settings, int count, int tp) {
         optimizer_reduce(&r.model);
         float *before = gathered(&r, MASTER);
         assert_true(isnan(optimizer_norm(&r.model)));
+        check_named(&r, sick);
         optimizer_update(&r.model, &r.config, 1, 1e-3);
         float *after = gathered(&r, MASTER);
         assert_memory_equal(before, after, (size_t)params_total(p) * sizeof *before);

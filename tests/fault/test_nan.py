@@ -13,18 +13,19 @@ class Nan(harness.RunTest):
         self.dataset()
         os.environ["NAN_FILE"] = self.path("nan")
 
-    def start(self, policy):
+    def start(self, policy, rank, ranks, tensor):
+        """A run in whose course that rank gets a NaN."""
         config = self.config(train=dict(steps=1000000, log_every=1000000, on_nan=policy),
                              attention=dict(variant="mla-decoupled"), checkpoint=dict(every=1, keep=100000),
                              diagnostics=dict(ranks=0))
         os.environ["LD_PRELOAD"] = os.environ["NAN_ONCE"]
         try:
-            job = self.in_background(2, config, "run", "parallel.tensor=2")
+            job = self.in_background(ranks, config, "run", f"parallel.tensor={tensor}")
         finally:
             del os.environ["LD_PRELOAD"]
         self.wait_for_database("run", "SELECT 1 FROM train_metrics WHERE step >= 5").close()
         with open(self.path("nan.new"), "w") as f:
-            f.write("1")
+            f.write(str(rank))
         os.rename(self.path("nan.new"), self.path("nan"))
         return job
 
@@ -36,28 +37,33 @@ class Nan(harness.RunTest):
         return sorted(int(n[5:]) for n in os.listdir(self.path("run", "checkpoints")) if n.startswith("step-"))
 
     def the_step(self):
-        """The one step that has an event and no loss."""
+        """The one step that has an event and no loss. Keeps what the event says."""
         db = self.database("run")
+        (self.told,) = db.execute("SELECT message FROM events WHERE kind = 'nan'").fetchone()
         steps = db.execute("SELECT step FROM events WHERE kind = 'nan'").fetchall()
         self.assertEqual(len(steps), 1)
         self.assertEqual(db.execute("SELECT step FROM train_metrics WHERE loss IS NULL").fetchall(), steps)
         return steps[0][0]
 
     def test_stop(self):
-        job = self.start("stop")
+        """By data-parallel ranks: the one that was hurt is named, and no other."""
+        job = self.start("stop", rank=1, ranks=2, tensor=1)
         _, err = job.communicate(timeout=60)
         self.assertEqual(job.returncode, 70, err)
         step = self.the_step()
-        self.assertIn(f"step {step}: loss nan", err)
+        self.assertRegex(self.told, f"step {step}: loss .*: not finite on rank 1; the update is left out")
+        self.assertIn(self.told, err)
         self.assertEqual(self.database("run").execute("SELECT status FROM runs").fetchone()[0], "failed")
         with open(self.path("run", "checkpoints", "latest")) as f:
             self.assertEqual(f.read(), f"step-{step - 1:08d}\n")
         self.assertEqual(self.saved()[-1], step - 1)
 
     def test_skip(self):
-        job = self.start("skip")
+        """By tensor-parallel ranks, which have each other's NaN as soon as they have summed."""
+        job = self.start("skip", rank=1, ranks=2, tensor=2)
         self.wait_for_database("run", "SELECT 1 FROM events WHERE kind = 'nan'").close()
         step = self.the_step()
+        self.assertRegex(self.told, "not finite on ranks? (0, )?1;")
         self.wait_for_database("run", f"SELECT 1 FROM train_metrics WHERE step >= {step + 3}").close()
         job.send_signal(signal.SIGUSR1)
         _, err = job.communicate(timeout=60)
