@@ -174,8 +174,11 @@ static void check_loss_named(run *r) {
     model_zero_gradients(&r->model);
     check_named(r, "no rank");
     if (r->dp.rank == sick) r->ops.upload(&r->ops, r->model.loss + sick, &bad, sizeof bad);
-    snprintf(want, sizeof want, tp == 1 ? "rank %d" : tp == 2 ? "ranks %d, %d" : "ranks %d, %d, %d, %d", sick * tp,
-             sick * tp + 1, sick * tp + 2, sick * tp + 3);
+    snprintf(want, sizeof want,
+             tp == 1   ? "rank %d"
+             : tp == 2 ? "ranks %d, %d"
+                       : "ranks %d, %d, %d, %d",
+             sick * tp, sick * tp + 1, sick * tp + 2, sick * tp + 3);
     check_named(r, want);
 }
 
