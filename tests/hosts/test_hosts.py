@@ -36,7 +36,7 @@ class Hosts(harness.RunTest):
         command = self.hosts.command(ranks, os.path.abspath(harness.BULKHEAD), "train", config, "--set",
                                      f"run.dir={self.path(run)}", "--resume", "auto")
         job = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=self.dir,
-                               env=self.hosts.environment())
+                               env=dict(self.hosts.environment(), TMPDIR=self.dir))
         self.addCleanup(job.wait)
         self.addCleanup(job.kill)
         return job

@@ -29,7 +29,8 @@ class Slurm(harness.RunTest):
         self.cluster = cluster.Cluster(self.hosts)
         self.addCleanup(self.cluster.stop)
         self.cluster.environment.update(BULKHEAD=os.path.abspath(harness.BULKHEAD), OMPI_ALLOW_RUN_AS_ROOT="1",
-                                        OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1", OMPI_MCA_mpi_yield_when_idle="1")
+                                        OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1", OMPI_MCA_mpi_yield_when_idle="1",
+                                        TMPDIR=self.dir)
         self.cluster.start()
         self.dataset()
 
