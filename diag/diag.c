@@ -24,6 +24,7 @@
 
 /* Credits bound the snapshots under way; one more tells that a rank's share of an old one was lost. */
 enum { MOST_UNDER_WAY = CHANNEL_SNAPSHOT_BUFFERS + 1 };
+enum { MOST_RANKS = 1024 }; /* as diagnostics.ranks says */
 enum { FLUSH_EVERY_MS = 500, RETRY_EVERY_MS = 5000 };
 
 /* How long a finished run waits for ensembles that its last rows need. */
@@ -32,8 +33,9 @@ enum { MOST_NULLS_WAIT_S = 120 };
 typedef struct under_way {
     bool used, broken; /* broken: a share was refused */
     int64_t step;
-    int shares;     /* of the weights of this rank's layers */
-    int ranks_done; /* diagnostics ranks whose spectra are in rows, or that have none */
+    int shares;           /* of the weights of this rank's layers */
+    int ranks_done;       /* diagnostics ranks whose spectra are in rows, or that have none */
+    bool has[MOST_RANKS]; /* which further ranks are among them */
     double since_ms, compute_ms;
     snapshot parts;
     spectrum *rows; /* [maps_count] */
@@ -611,10 +613,13 @@ static int take_share(diag *d, const channel_message *m, int senders) {
     return credits + 1;
 }
 
-/* The spectra of another rank's layers. */
+/* The spectra of another rank's layers. Its worker, when it is started again, sends again what it had sent. */
 static int take_part(diag *d, const channel_message *m, int senders) {
     int credits = 0, rank = m->sender - senders + 1;
+    if (m->step <= d->ended_step) return 0;
     under_way *u = find_under_way(d, m->step, senders, &credits);
+    if (u->has[rank]) return credits;
+    u->has[rank] = true;
     part_head head = {0};
     status s = make_room(d, u);
     const part_results results = {.rows = u->rows, .values = u->values, .top = wanted_pairs(d, u)};

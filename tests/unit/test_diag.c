@@ -304,6 +304,31 @@ static void spectra_of_two_ranks_meet(void **state) {
     check_sql("SELECT count(*) FROM events", 0);
 }
 
+/* A worker of a further rank that was started again does not know what its rank had sent. */
+static void what_a_rank_sends_twice_counts_once(void **state) {
+    two_ranks t;
+    channel_message again;
+    const diag_checkpoint checkpoint = {.step = 10};
+    const channel_message saved = {
+        .kind = DIAG_CHECKPOINT, .step = 10, .bytes = sizeof(checkpoint), .data = (void *)&checkpoint};
+    open_two(&t);
+    send_both_shares(t.second, &t.config, 10, 1);
+    check_status(channel_receive(t.from_second, &again), STATUS_OK);
+    again.sender = SENDERS;
+    assert_int_equal(diag_take(t.first, &again, SENDERS), 0);
+    assert_int_equal(diag_take(t.first, &again, SENDERS), 0);
+    assert_int_equal(rundb_number("SELECT count(*) FROM snapshots WHERE status = 'done'"), 0);
+    send_both_shares(t.first, &t.config, 10, 1);
+    assert_int_equal(diag_take(t.first, &again, SENDERS), 0);
+    channel_release(t.from_second, &again);
+    diag_take(t.first, &saved, SENDERS);
+    assert_int_equal(diag_confirmed(t.first), 10);
+    close_two(&t);
+    check_sql("SELECT count(*) FROM snapshots WHERE status = 'done'", 1);
+    check_sql("SELECT count(*) FROM spectra WHERE status = 'ok'", rundb_number("SELECT count(*) FROM matrices"));
+    check_sql("SELECT count(*) FROM events", 0);
+}
+
 /* What one of two ranks cannot do, damages or never sends: that snapshot is failed, with the reason, and no other. */
 static void a_missing_half_is_a_failed_snapshot(void **state) {
     two_ranks t;
@@ -338,6 +363,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup_teardown(records_become_rows, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(lost_records_are_an_error, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(spectra_of_two_ranks_meet, rundb_setup, rundb_teardown),
+    cmocka_unit_test_setup_teardown(what_a_rank_sends_twice_counts_once, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(a_missing_half_is_a_failed_snapshot, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(a_local_channel_is_served, rundb_setup, rundb_teardown),
 };
