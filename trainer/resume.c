@@ -5,23 +5,28 @@
 #include "trainer/events.h"
 #include "trainer/run_folder.h"
 
+#include <errno.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-/* Logged now, an event later. */
-__attribute__((format(printf, 2, 3))) static void note(resume *r, const char *format, ...) {
-    char(*more)[512] = realloc(r->notes, ((size_t)r->note_count + 1) * sizeof *more);
-    char text[512];
+/* For the log when say() is called, and an event later. */
+__attribute__((format(printf, 3, 4))) static void note(resume *r, bool warn, const char *format, ...) {
+    resume_note *more = realloc(r->notes, ((size_t)r->note_count + 1) * sizeof *more);
+    if (!more) return; /* nothing else is possible then; the start goes on or fails for its own reasons */
+    r->notes = more;
+    resume_note *new = &r->notes[r->note_count++];
+    new->warn = warn;
     va_list args;
     va_start(args, format);
-    vsnprintf(text, sizeof text, format, args);
+    vsnprintf(new->text, sizeof new->text, format, args);
     va_end(args);
-    log_info("%s", text);
-    if (!more) return;
-    r->notes = more;
-    memcpy(r->notes[r->note_count++], text, sizeof text);
+}
+
+static void say(resume *r) {
+    for (; r->said < r->note_count; r->said++)
+        log_line(r->notes[r->said].warn ? LOG_WARN : LOG_INFO, "%s", r->notes[r->said].text);
 }
 
 /* ---------------------------------------------------------------- what there is */
@@ -60,12 +65,14 @@ static bool holds(const char *folder, const char *name) {
 }
 
 static status take_named(resume *r, const char *path) {
+    static const char latest[] = "/latest";
+    size_t length = strlen(path), end = strlen(latest);
     r->any_run = true;
     if (holds(path, "manifest.json")) return take_one(r, path);
-    if (holds(path, "checkpoints"))
-        snprintf(r->folder, sizeof r->folder, "%s/checkpoints", path);
+    if (length > end && strcmp(path + length - end, latest) == 0 && file_exists(path))
+        snprintf(r->folder, sizeof r->folder, "%.*s", (int)(length - end), path);
     else
-        snprintf(r->folder, sizeof r->folder, "%s", path);
+        snprintf(r->folder, sizeof r->folder, "%s%s", path, holds(path, "checkpoints") ? "/checkpoints" : "");
     TRY(list_candidates(r));
     if (r->count > r->next) return STATUS_OK;
     return status_fail(STATUS_NO_INPUT, "--resume %s: there is no checkpoint", path);
@@ -83,7 +90,8 @@ status resume_find(resume *r, const config *c, const char *how) {
         TRY(list_candidates(r));
     }
     r->reads = r->count > r->next;
-    if (r->adopts && !r->reads) note(r, "%s has no checkpoint: the run begins again", c->run.dir);
+    if (r->adopts && !r->reads) note(r, false, "%s has no checkpoint: the run begins again", c->run.dir);
+    say(r);
     return STATUS_OK;
 }
 
@@ -117,7 +125,7 @@ static void compare_key(void *user, const char *key, const char *value) {
                         key, k->checkpoint->path, was, value);
         return;
     }
-    note(k->resume, "%s: \"%s\" before, \"%s\" from here on", key, was, value);
+    note(k->resume, false, "%s: \"%s\" before, \"%s\" from here on", key, was, value);
 }
 
 static status check_config(resume *r, const checkpoint *k, const config *c, int64_t windows) {
@@ -145,9 +153,40 @@ static bool may_skip(status s) {
     return s == STATUS_DATA || s == STATUS_NO_INPUT;
 }
 
+/* What was noted of that checkpoint alone goes with it. */
 static void note_skipped(resume *r) {
-    note(r, "a checkpoint is left out: %s", status_message());
+    r->note_count = r->said;
+    note(r, true, "a checkpoint is left out: %s", status_message());
+    say(r);
     status_clear();
+}
+
+static void set_aside(resume *r, const char *path) {
+    char aside[CHECKPOINT_PATH_BYTES + 128];
+    snprintf(aside, sizeof aside, "%s.left", path);
+    for (int n = 2; file_exists(aside); n++) snprintf(aside, sizeof aside, "%s.left-%d", path, n);
+    if (rename(path, aside) == 0)
+        note(r, true, "%s is no part of this run any more: it is now %s, to be removed by hand", path,
+             strrchr(aside, '/') + 1);
+    else
+        note(r, true, "%s is no part of this run any more, but cannot be renamed: %s", path, strerror(errno));
+}
+
+/* The run goes on from that step in its own folder. Later checkpoints of it are damaged or of a future that it leaves:
+ * they would count as its newest ones, and a later start could take one for its own. Another run's stay. */
+static void leave_later(resume *r, const config *c, int64_t step) {
+    char folder[CHECKPOINT_PATH_BYTES], path[CHECKPOINT_PATH_BYTES], run[RUN_ID_BYTES];
+    int64_t *steps;
+    int count;
+    snprintf(folder, sizeof folder, "%s/checkpoints", c->run.dir);
+    status s = checkpoint_list(folder, &steps, &count);
+    for (int i = 0; i < count && s == STATUS_OK && steps[i] > step; i++) {
+        checkpoint_path(path, c, steps[i], true);
+        bool others = checkpoint_run_of(run, path) == STATUS_OK && strcmp(run, r->run) != 0;
+        if (!others) set_aside(r, path);
+    }
+    status_clear();
+    free(steps);
 }
 
 /* Rank 0: the next one that looks whole; its path is "" when there is none. */
@@ -192,10 +231,12 @@ status resume_load(resume *r, const config *c, int64_t windows, params *p, ops *
         if (s == STATUS_OK) s = checkpoint_load(&k, p, o);
         s = comm_agree(roles->compute, s);
         *state = k.state;
-        int tp = k.tp, dp = k.dp;
+        if (s == STATUS_OK && first) {
+            note(r, false, "the run goes on from %s, written by tensor %d x data %d ranks", path, k.tp, k.dp);
+            if (r->adopts && strcmp(k.run, r->run) == 0) leave_later(r, c, k.state.step);
+            say(r);
+        }
         checkpoint_free(&k);
-        if (s == STATUS_OK && first)
-            note(r, "the run goes on from %s, written by tensor %d x data %d ranks", path, tp, dp);
         if (s == STATUS_OK || !may_skip(s)) return s;
         if (first)
             note_skipped(r);
@@ -205,7 +246,8 @@ status resume_load(resume *r, const config *c, int64_t windows, params *p, ops *
 }
 
 void resume_tell(const resume *r, channel_sender *records, int64_t step) {
-    for (int i = 0; i < r->note_count; i++) event_post(records, step, "info", "resume", "%s", r->notes[i]);
+    for (int i = 0; i < r->note_count; i++)
+        event_post(records, step, r->notes[i].warn ? "warn" : "info", "resume", "%s", r->notes[i].text);
 }
 
 void resume_free(resume *r) {

@@ -3,6 +3,12 @@
 
 #include "trainer/checkpoint.h"
 
+/* What to tell when there is a database to tell it to. */
+typedef struct resume_note {
+    bool warn;
+    char text[512];
+} resume_note;
+
 typedef struct resume {
     bool adopts;            /* the run folder is there and the run goes on in it */
     bool reads;             /* from a checkpoint; else it begins */
@@ -12,8 +18,8 @@ typedef struct resume {
     bool any_run;                       /* they may be another run's: the folder was named */
     int64_t *steps;                     /* [count] to try in this order */
     int count, next;
-    char (*notes)[512]; /* [note_count] what to tell when there is a database to tell it to */
-    int note_count;
+    resume_note *notes; /* [note_count], of which the first `said` are in the log */
+    int note_count, said;
 } resume;
 
 /* Compute rank 0: what there is to go on from. how: NULL (a new run: nothing), "auto" (the run folder's newest
@@ -22,7 +28,8 @@ typedef struct resume {
  * when there is no checkpoint at that path. */
 status resume_find(resume *r, const config *c, const char *how);
 
-/* The newest of them that is whole, into the model; *state: where it left off. What is damaged is named and left out.
+/* The newest of them that is whole, into the model; *state: where it left off. What is damaged is named and left out,
+ * and it and the run's other later checkpoints get the ending ".left": they are no part of the run's history any more.
  * The same verdict on all ranks: DATA when none is whole, CONFIG when model, attention, data or seed are others, naming
  * the key. Collective over roles->compute. windows: training samples. */
 status resume_load(resume *r, const config *c, int64_t windows, params *p, ops *o, const comm_roles *roles,

@@ -367,6 +367,21 @@ class Kept(Resume):
             os.rename(folder, folder + ".partial")
             shutil.copytree(folder + ".partial", self.path(run, "checkpoints", "step-00000007.partial"))
 
+    def left(self, run="run"):
+        return sorted(n for n in os.listdir(self.path(run, "checkpoints")) if ".left" in n)
+
+    def test_a_damaged_one_does_not_count_among_the_newest(self):
+        config = self.small(train=dict(steps=9), checkpoint=dict(every=3, keep=9))
+        self.train(1, config, "run")
+        self.spoil("run", 9, "byte flipped")
+        db = self.go_on(1, config, "run", "train.steps=8", "checkpoint.keep=2")
+        self.assertEqual(self.saved(), [6, 8])
+        self.assertEqual(self.left(), ["step-00000009.left"])
+        notes = db.execute("SELECT level, message FROM events WHERE kind = 'resume' ORDER BY seq").fetchall()
+        about = [m for _, m in notes if m.startswith(("train.steps:", "checkpoint.keep:"))]
+        self.assertEqual(len(about), 2, notes)  # of the checkpoint that was taken, not of the other as well
+        self.assertEqual([level for level, m in notes if "left out" in m], ["warn"])
+
     def test_a_damaged_one_is_left_out(self):
         config = self.small(train=dict(steps=9), checkpoint=dict(every=3, keep=9))
         want = self.losses(self.train(2, config, "whole"))
@@ -382,7 +397,9 @@ class Kept(Resume):
             self.assertTrue(any("step-00000003" in m and "goes on from" in m for m in told), told)
             if how != "half written":
                 self.assertTrue(any("left out" in m and "step-00000006" in m for m in told), (how, told))
+                self.assertTrue(any("to be removed by hand" in m for m in told), (how, told))
             self.assertEqual(self.saved(run), [3, 6, 9])
+            self.assertEqual(self.left(run), [] if how == "half written" else ["step-00000006.left"])
             self.assertEqual([n for n in os.listdir(self.path(run, "checkpoints")) if "partial" in n], [])
 
     def test_none_is_whole(self):
@@ -416,15 +433,17 @@ class Kept(Resume):
     def test_a_start_by_name(self):
         config = self.small(train=dict(steps=9), checkpoint=dict(every=3, keep=9))
         want = self.losses(self.train(1, config, "run"))
-        # Back to one of its own: the later ones are another future's until they are reached again.
+        # Back to one of its own: the later ones are another future's and keep their files under another name.
         back = self.path("run", "checkpoints", "step-00000003")
         db = self.go_on(1, config, "run", "train.lr=0", "train.steps=5", how=back)
         self.assertEqual(len(self.losses(db)), 5)
         self.assertEqual(self.losses(db)[:4], want[:4])
-        self.assertEqual(self.saved(), [3, 5, 6, 9])
-        db = self.go_on(1, config, "run", "train.lr=0", "train.steps=7")
+        self.assertEqual(self.saved(), [3, 5])
+        self.assertEqual(self.left(), ["step-00000006.left", "step-00000009.left"])
+        latest = self.path("run", "checkpoints", "latest")
+        db = self.go_on(1, config, "run", "train.lr=0", "train.steps=7", how=latest)
         self.assertTrue(any("from" in m and "step-00000005" in m for m in self.events("run", "resume")))
-        self.assertEqual(self.saved(), [3, 5, 6, 7, 9])
+        self.assertEqual(self.saved(), [3, 5, 6, 7])
         # A run of its own from another one's checkpoint.
         db = self.go_on(1, config, "branch", "train.steps=8", how=self.path("run"))
         self.assertEqual([s for (s,) in db.execute("SELECT step FROM train_metrics ORDER BY step")], [8])
