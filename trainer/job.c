@@ -125,7 +125,7 @@ static status open_sender(job *j) {
         return STATUS_OK;
     }
     if (j->roles.compute_rank != 0) return STATUS_OK;
-    TRY(diag_open(&j->local_diag, &j->c, j->c.run.dir, j->derived.device, j->roles.tp, j->roles.dp, j->derived.host,
+    TRY(diag_open(&j->local_diag, &j->c, j->c.run.dir, j->derived.device, j->roles.tp, j->roles.dp, j->derived.hosts,
                   j->derived.resume_step));
     TRY(channel_local_open(&j->sender, &j->local_receiver));
     if (pthread_create(&j->local_thread, NULL, serve_local, j) != 0)

@@ -14,12 +14,13 @@
 
 #include <pthread.h>
 
-/* What the compute ranks derive, and where compute rank 0 computes: the database's keeper records it. */
+/* What the compute ranks derive, and where they compute: the database's keeper records it. */
 typedef struct derived {
     int64_t threads, micro_batch, data_parallel;
     int64_t resume_step; /* the database goes on behind it; -1: it begins */
     int64_t saved_step;  /* the same, where the run folder has the checkpoint itself */
-    char device[64], host[64];
+    char device[64]; /* of compute rank 0 */
+    char hosts[256]; /* h1,h2,... */
 } derived;
 
 typedef struct job {

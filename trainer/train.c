@@ -54,17 +54,44 @@ static bool has_checkpoint(const job *j) {
     return j->resume.reads && file_exists(path);
 }
 
+/* The hosts of the compute ranks, each once, in the order of ranks; what does not fit is left out and said. */
+static void list_hosts(char *out, size_t bytes, const char (*host)[sizeof(((comm_roles *)0)->host)], int count) {
+    size_t used = 0;
+    for (int i = 0; i < count; i++) {
+        if (i > 0 && strcmp(host[i], host[i - 1]) == 0) continue; /* they are numbered host by host */
+        int length = snprintf(out + used, bytes - used, "%s%s", used ? "," : "", host[i]);
+        if (used + (size_t)length >= bytes - sizeof ",...") {
+            snprintf(out + used, bytes - used, ",...");
+            return;
+        }
+        used += (size_t)length;
+    }
+}
+
+/* Compute rank 0 learns where the others are. Collective over the compute ranks. */
+static status find_hosts(job *j) {
+    const comm_roles *r = &j->roles;
+    int count = r->tp * r->dp, size = (int)sizeof r->host;
+    char(*host)[sizeof r->host] = calloc((size_t)count, sizeof *host);
+    status s = comm_agree(r->compute, host ? STATUS_OK : status_fail(STATUS_INTERNAL, "out of memory"));
+    if (s == STATUS_OK && MPI_Gather(r->host, size, MPI_CHAR, host, size, MPI_CHAR, 0, r->compute) != MPI_SUCCESS)
+        s = status_fail(STATUS_INTERNAL, "asking the compute ranks for their hosts failed");
+    if (s == STATUS_OK && r->compute_rank == 0)
+        list_hosts(j->derived.hosts, sizeof j->derived.hosts, (const char(*)[sizeof r->host])host, count);
+    free(host);
+    return s;
+}
+
 /* From compute rank 0 to all ranks. */
 static status share_derived(job *j) {
     derived *d = &j->derived;
     if (j->roles.compute_rank == 0) {
-        *d = (derived){.threads = j->c.run.threads,
-                       .micro_batch = j->micro_batch,
-                       .data_parallel = j->c.parallel.data,
-                       .resume_step = j->resume.reads ? j->state.step : -1,
-                       .saved_step = has_checkpoint(j) ? j->state.step : -1};
+        d->threads = j->c.run.threads;
+        d->micro_batch = j->micro_batch;
+        d->data_parallel = j->c.parallel.data;
+        d->resume_step = j->resume.reads ? j->state.step : -1;
+        d->saved_step = has_checkpoint(j) ? j->state.step : -1;
         snprintf(d->device, sizeof d->device, "%s", j->ops.device);
-        snprintf(d->host, sizeof d->host, "%s", j->roles.host);
     }
     if (MPI_Bcast(d, sizeof *d, MPI_BYTE, j->roles.compute_world_ranks[0], j->roles.world) != MPI_SUCCESS)
         return status_fail(STATUS_INTERNAL, "passing on what the compute ranks derived failed");
@@ -127,6 +154,7 @@ static status run_compute(job *j, const char *how) {
     status s = comm_agree(world, prepare(j, how));
     if (s == STATUS_OK) s = comm_agree(world, build(j));
     if (s == STATUS_OK) s = comm_agree(world, load(j));
+    if (s == STATUS_OK) s = find_hosts(j);
     if (s == STATUS_OK) s = share_derived(j);
     if (s == STATUS_OK) s = comm_agree(world, first ? open_run_folder(j) : STATUS_OK);
     if (s == STATUS_OK) {
@@ -162,7 +190,7 @@ static status open_watcher(watcher *w, job *j) {
     int rank = j->roles.diagnostics_rank;
     TRY(open_log(j));
     if (rank > 0) TRY(channel_relay_open(&w->relay, &j->roles));
-    TRY(diag_worker_open(&w->worker, &j->c, j->c.run.dir, j->derived.device, j->roles.tp, j->roles.dp, j->derived.host,
+    TRY(diag_worker_open(&w->worker, &j->c, j->c.run.dir, j->derived.device, j->roles.tp, j->roles.dp, j->derived.hosts,
                          rank, j->derived.resume_step));
     return channel_receiver_open(&w->receiver, &j->roles);
 }

@@ -76,6 +76,8 @@ class Hosts(harness.RunTest):
         self.assertEqual(db.execute(STATE).fetchall(), want)
         self.assertEqual(db.execute("SELECT status FROM runs").fetchall(), [("finished",)])
         self.assertEqual(db.execute("SELECT first_step FROM sessions ORDER BY attempt").fetchall(), [(1,), (saved + 1,)])
+        both = db.execute("SELECT hosts FROM sessions").fetchone()[0].split(",")
+        self.assertEqual(len(set(both)), 2, both)
         self.assertEqual(db.execute("PRAGMA integrity_check").fetchall(), [("ok",)])
 
         code, _, err = self.launch(5, self.path("config.yaml"), "one-host", resume="auto")

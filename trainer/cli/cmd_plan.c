@@ -48,7 +48,7 @@ static status print_launch_lines(int world, const config_arguments *a) {
     print_command(stdout, a);
     printf("\nor in a Slurm job\n  sbatch --ntasks=%d --wrap ", world);
     print_word(stdout, srun);
-    fputs("\n", stdout);
+    fputs("\n(deploy/slurm has batch scripts that also save before the time limit, requeue and go on)\n", stdout);
     free(srun);
     return STATUS_OK;
 }
