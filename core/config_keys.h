@@ -49,7 +49,8 @@
     KEY(steps, I, , "1000", 0, 1000000000000, "optimizer updates")                                                     \
     KEY(global_batch, I, , "16", 1, 16777216, "samples a step over all ranks")                                         \
     KEY(micro_batch, I, , "", 1, 1048576, "samples a rank computes at once; the default is all of its share")          \
-    KEY(init_from, S, , "", 0, 0, "safetensors file of the initial weights; the default draws them from run.seed")     \
+    KEY(init_from, S, , "", 0, 0,                                                                                      \
+        "safetensors file or checkpoint folder of first weights; the default draws them from run.seed")                \
     KEY(lr, F, , "1e-3", 0, 1e30, "peak learning rate")                                                                \
     KEY(min_lr_ratio, F, , "0.1", 0, 1, "the last step's learning rate over the peak")                                 \
     KEY(warmup, I, , "0", 0, 1000000000000, "steps of linear warm-up")                                                 \
@@ -79,7 +80,7 @@
     KEY(parts, L, , "full,content,rope", 0, 0, "full, content, rope, ov")                                              \
     KEY(forms, L, , "score,channel", 0, 0, "score, channel, weight")                                                   \
     KEY(sigma2, E, config_sigma2, "trace", 0, 0, "how the variance is estimated: trace, median or fit")                \
-    KEY(null_draws, I, , "16384", 0, 100000000, "draws of a head's null ensemble; 0 leaves out what needs one")         \
+    KEY(null_draws, I, , "16384", 0, 100000000, "draws of a head's null ensemble; 0 leaves out what needs one")        \
     KEY(esd_every, I, , "0", 0, 1000000000, "steps between stored singular values; 0 is never")                        \
     KEY(when_behind, E, config_behind, "drop", 0, 0, "drop snapshots or wait when the diagnostics ranks are behind")   \
     KEY(device, E, config_device, "cpu", 0, 0, "where spectra are computed: cpu or cuda; auto is cpu")                 \

@@ -10,7 +10,6 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
-#include <xxhash.h>
 
 enum { MANIFEST_LIMIT_BYTES = 1 << 30, LATEST_LIMIT_BYTES = 256, VERSION = 1 };
 
@@ -30,11 +29,6 @@ int64_t checkpoint_step_of(const char *name) {
     if (sscanf(name, "step-%ld", &step) != 1 || step < 0) return -1;
     checkpoint_name(again, step);
     return strcmp(name, again) == 0 ? step : -1;
-}
-
-void checkpoint_hash(char out[HASH_BYTES], const void *data, size_t bytes) {
-    XXH128_hash_t h = XXH3_128bits(data, bytes);
-    snprintf(out, HASH_BYTES, "%016llx%016llx", (unsigned long long)h.high64, (unsigned long long)h.low64);
 }
 
 void checkpoint_folder(char out[CHECKPOINT_PATH_BYTES], const config *c) {
@@ -93,7 +87,7 @@ int64_t checkpoint_latest(const char *folder) {
 
 /* The checked content of the manifest, a new reference. */
 static status read_content(json_t **out, const char *folder) {
-    char path[CHECKPOINT_PATH_BYTES + 32], hash[HASH_BYTES];
+    char path[CHECKPOINT_PATH_BYTES + 32], hash[BOX_HASH_BYTES];
     json_t *root = NULL, *content;
     const char *format = "", *said = "";
     int version = 0;
@@ -109,7 +103,7 @@ static status read_content(json_t **out, const char *folder) {
     char *text = s == STATUS_OK ? json_dumps(content, JSON_COMPACT) : NULL;
     if (s == STATUS_OK && !text) s = status_fail(STATUS_INTERNAL, "%s: out of memory", path);
     if (s == STATUS_OK) {
-        checkpoint_hash(hash, text, strlen(text));
+        box_hash(hash, text, strlen(text));
         if (strcmp(hash, said) != 0) s = BAD(path, "damaged: its content does not have its hash");
     }
     if (s == STATUS_OK) *out = json_incref(content);

@@ -9,6 +9,7 @@
 #pragma once
 
 #include "comm/channel.h"
+#include "core/box.h"
 #include "core/config.h"
 #include "core/safetensors.h"
 #include "trainer/agreement.h"
@@ -17,7 +18,7 @@
 
 #include <jansson.h>
 
-enum { CHECKPOINT_PATH_BYTES = 4096, CHECKPOINT_NAME_BYTES = 32, RUN_ID_BYTES = 33, HASH_BYTES = 33 };
+enum { CHECKPOINT_PATH_BYTES = 4096, CHECKPOINT_NAME_BYTES = 32, RUN_ID_BYTES = 33 };
 
 /* What a run is at, besides weights and moments. */
 typedef struct checkpoint_state {
@@ -45,9 +46,6 @@ int64_t checkpoint_step_of(const char *name);
 /* The folder of a step in the run folder: under its name, or as it is called while it is written. */
 void checkpoint_path(char out[CHECKPOINT_PATH_BYTES], const config *c, int64_t step, bool whole);
 
-/* XXH3-128 as hexadecimal digits. */
-void checkpoint_hash(char out[HASH_BYTES], const void *data, size_t bytes);
-
 /* ---- the manifest ---- */
 
 /* One box of a global tensor, and where its values are. */
@@ -57,7 +55,7 @@ typedef struct checkpoint_box {
     int file;                         /* index in the checkpoint's files */
     int64_t rows, cols;               /* of the global tensor */
     int64_t row, col, n_rows, n_cols; /* this box of it */
-    char hash[HASH_BYTES];
+    char hash[BOX_HASH_BYTES];
     bool checked; /* its values have that hash */
 } checkpoint_box;
 
@@ -89,6 +87,9 @@ status checkpoint_run_of(char out[RUN_ID_BYTES], const char *path);
 /* Weights and moments into the model's storage, whichever share of them this rank has. DATA when values do not have
  * their hash: the storage is then in no defined state. */
 status checkpoint_load(checkpoint *k, params *p, ops *o);
+
+/* The weights alone. */
+status checkpoint_load_weights(checkpoint *k, params *p, ops *o);
 
 /* The steps of the checkpoints in that folder (of any run), descending, malloc'ed; none where there is no folder. */
 status checkpoint_list(const char *folder, int64_t **steps, int *count);

@@ -34,16 +34,13 @@ static json_t *describe_spikes(const spikes *s) {
     return json_pack("{s:b, s:o}", "above", s->above, "losses", losses);
 }
 
-/* "layers.0.attention.W_Q/moment1@128:0" and what the metadata say of it. */
 static json_t *describe_box(const safetensors_entry *e, const char *text, int file) {
-    char name[PARAM_NAME_BYTES], kind[16], hash[HASH_BYTES];
-    long row, col, rows, cols;
-    if (!text || e->rank != 2 || sscanf(text, CHECKPOINT_BOX_SCAN, hash, &rows, &cols) != 3 ||
-        sscanf(e->name, "%63[^/]/%15[^@]@%ld:%ld", name, kind, &row, &col) != 4)
-        return NULL;
-    return json_pack("{s:s, s:s, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:s}", "name", name, "kind", kind, "file", file,
-                     "rows", (json_int_t)rows, "cols", (json_int_t)cols, "row", (json_int_t)row, "col", (json_int_t)col,
-                     "n_rows", (json_int_t)e->shape[0], "n_cols", (json_int_t)e->shape[1], "xxh3", hash);
+    tensor_box b;
+    if (e->rank != 2 || !box_parse(&b, e->name, text)) return NULL;
+    return json_pack("{s:s, s:s, s:i, s:I, s:I, s:I, s:I, s:I, s:I, s:s}", "name", b.tensor, "kind", b.kind, "file",
+                     file, "rows", (json_int_t)b.rows, "cols", (json_int_t)b.cols, "row", (json_int_t)b.row, "col",
+                     (json_int_t)b.col, "n_rows", (json_int_t)e->shape[0], "n_cols", (json_int_t)e->shape[1], "xxh3",
+                     b.hash);
 }
 
 /* A shard's line in files and its boxes. */
@@ -56,8 +53,8 @@ static status describe_shard(json_t *files, json_t *boxes, const char *folder, i
     status s = STATUS_OK;
     json_array_append_new(files, json_pack("{s:s, s:I}", "name", name, "bytes", (json_int_t)f.map_bytes));
     for (int i = 0; i < f.count && s == STATUS_OK; i++) {
-        json_t *box = describe_box(&f.entries[i], safetensors_metadata(&f, f.entries[i].name), rank);
-        if (!box || json_array_append_new(boxes, box) != 0)
+        json_t *line = describe_box(&f.entries[i], safetensors_metadata(&f, f.entries[i].name), rank);
+        if (!line || json_array_append_new(boxes, line) != 0)
             s = status_fail(STATUS_INTERNAL, "%s: tensor %s cannot be described", path, f.entries[i].name);
     }
     safetensors_close(&f);
@@ -79,13 +76,13 @@ static json_t *describe(const checkpoint_source *source, const checkpoint_state 
 }
 
 static status write_content(const char *folder, json_t *content) {
-    char path[CHECKPOINT_PATH_BYTES + 32], hash[HASH_BYTES];
+    char path[CHECKPOINT_PATH_BYTES + 32], hash[BOX_HASH_BYTES];
     char *text = content ? json_dumps(content, JSON_COMPACT) : NULL;
     if (!text) {
         json_decref(content);
         return status_fail(STATUS_INTERNAL, "%s: out of memory for the manifest", folder);
     }
-    checkpoint_hash(hash, text, strlen(text));
+    box_hash(hash, text, strlen(text));
     free(text);
     json_t *root = json_pack("{s:s, s:i, s:s, s:o}", "format", "bulkhead-checkpoint", "version", 1, "xxh3", hash,
                              "content", content);

@@ -22,15 +22,18 @@ static status open_file(checkpoint *k, int i) {
 
 /* Where the box's values are. */
 static status find_values(checkpoint *k, checkpoint_box *b, const char **values) {
-    char name[CHECKPOINT_BOX_NAME_BYTES], hash[HASH_BYTES];
+    char name[BOX_NAME_BYTES], hash[BOX_HASH_BYTES];
+    tensor_box in_file = {.row = b->row, .col = b->col};
     TRY(open_file(k, b->file));
-    snprintf(name, sizeof name, "%s/%s@%ld:%ld", b->name, checkpoint_kind_names[b->kind], (long)b->row, (long)b->col);
+    snprintf(in_file.tensor, sizeof in_file.tensor, "%s", b->name);
+    snprintf(in_file.kind, sizeof in_file.kind, "%s", checkpoint_kind_names[b->kind]);
+    box_name(name, &in_file);
     const safetensors_entry *e = safetensors_find(&k->files[b->file], name);
     if (!e || e->type != SAFETENSORS_F32 || e->bytes != (size_t)(b->n_rows * b->n_cols) * sizeof(float))
         return BAD(k, "%s does not hold %s as the manifest says", k->file_names[b->file], name);
     *values = e->data;
     if (b->checked) return STATUS_OK;
-    checkpoint_hash(hash, e->data, e->bytes);
+    box_hash(hash, e->data, e->bytes);
     if (strcmp(hash, b->hash) != 0)
         return BAD(k, "damaged: %s in %s does not have its hash", name, k->file_names[b->file]);
     b->checked = true;
@@ -82,10 +85,14 @@ static status read_row(void *user, const param *q, int64_t r, float *row) {
                checkpoint_kind_names[s->kind], (long)(q->row + r), (long)found);
 }
 
-status checkpoint_load(checkpoint *k, params *p, ops *o) {
+status checkpoint_load_weights(checkpoint *k, params *p, ops *o) {
     source from = {.checkpoint = k, .kind = CHECKPOINT_MASTER};
-    TRY(params_fill(p, o, read_row, &from));
-    from.kind = CHECKPOINT_MOMENT1;
+    return params_fill(p, o, read_row, &from);
+}
+
+status checkpoint_load(checkpoint *k, params *p, ops *o) {
+    source from = {.checkpoint = k, .kind = CHECKPOINT_MOMENT1};
+    TRY(checkpoint_load_weights(k, p, o));
     TRY(params_fill_moment(p, o, 1, read_row, &from));
     from.kind = CHECKPOINT_MOMENT2;
     return params_fill_moment(p, o, 2, read_row, &from);

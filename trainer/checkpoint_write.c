@@ -58,8 +58,8 @@ static void squeeze(float *values, const owned_box *b) {
 typedef struct shard {
     int count;
     safetensors_entry *entries;
-    char (*names)[CHECKPOINT_BOX_NAME_BYTES];
-    char (*texts)[HASH_BYTES + 64];
+    char (*names)[BOX_NAME_BYTES];
+    char (*texts)[BOX_TEXT_BYTES];
     const char *(*metadata)[2];
 } shard;
 
@@ -72,17 +72,18 @@ static void free_shard(shard *t) {
 
 static status add_box(shard *t, const params *p, const owned_box *b, checkpoint_kind kind, float *values) {
     const param *q = &p->list[b->param];
-    char hash[HASH_BYTES];
+    tensor_box in_file = {.row = b->row, .col = b->col, .rows = q->spec.rows, .cols = q->spec.cols};
     int i = t->count++;
     size_t bytes = (size_t)(b->n_rows * b->n_cols) * sizeof *values;
     squeeze(values, b);
     if (!all_finite(values, b->n_rows * b->n_cols))
         return status_fail(STATUS_DATA, "%s (%s) holds values that are not finite", q->name,
                            checkpoint_kind_names[kind]);
-    checkpoint_hash(hash, values, bytes);
-    snprintf(t->names[i], sizeof t->names[i], "%s/%s@%ld:%ld", q->name, checkpoint_kind_names[kind], (long)b->row,
-             (long)b->col);
-    snprintf(t->texts[i], sizeof t->texts[i], CHECKPOINT_BOX_FORMAT, hash, (long)q->spec.rows, (long)q->spec.cols);
+    snprintf(in_file.tensor, sizeof in_file.tensor, "%s", q->name);
+    snprintf(in_file.kind, sizeof in_file.kind, "%s", checkpoint_kind_names[kind]);
+    box_hash(in_file.hash, values, bytes);
+    box_name(t->names[i], &in_file);
+    box_text(t->texts[i], &in_file);
     t->metadata[i][0] = t->names[i];
     t->metadata[i][1] = t->texts[i];
     t->entries[i] = (safetensors_entry){.name = t->names[i],

@@ -200,7 +200,7 @@ status model_create(model *m, const config *c, ops *o, const attn_core *core, co
     attn_rotary_table(table, m->context, m->attention.dims.rotary, c->model.rope_theta);
     o->upload(o, m->rotary_table, table, table_floats * sizeof *table);
     free(table);
-    if (c->train.init_from[0]) return weights_load_file(&m->params, o, c->train.init_from);
+    if (c->train.init_from[0]) return weights_load_path(&m->params, o, c->train.init_from);
     return params_init(&m->params, o, (uint64_t)c->run.seed);
 }
 

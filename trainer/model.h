@@ -55,7 +55,7 @@ typedef struct model_needs { /* what one rank needs, found by a step over counti
     int64_t tp_bytes, tp_collectives; /* tensor-parallel communication of one micro-batch */
 } model_needs;
 
-/* Builds the model on device o for micro-batches of `batch` samples; weights start from the file c->train.init_from
+/* Builds the model on device o for micro-batches of `batch` samples; weights start from c->train.init_from
  * (its failures: trainer/weights.h), or where none is named from c->run.seed. With c->parallel.zero master weights and
  * moments are cut over dp. CONFIG when the shapes cannot be split over tp or memory is too small. The caller frees with
  * model_free in any case. */

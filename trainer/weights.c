@@ -1,7 +1,10 @@
 #include "trainer/weights.h"
 
+#include "trainer/checkpoint.h"
+
 #include <inttypes.h>
 #include <math.h>
+#include <sys/stat.h>
 
 #define BAD(f, format, ...) status_fail(STATUS_DATA, "%s: " format, (f)->path, ##__VA_ARGS__)
 
@@ -43,19 +46,35 @@ status weights_load(params *p, ops *o, const safetensors *f) {
     return params_fill(p, o, read_row, (void *)f);
 }
 
-static status check_names(const params *p, const safetensors *f) {
-    for (int i = 0; i < f->count; i++)
-        if (params_find(p, f->entries[i].name) < 0)
-            return BAD(f, "the model has no parameter %.200s; the file must hold the model's parameters and no others",
-                       f->entries[i].name);
-    return STATUS_OK;
+static status check_name(const params *p, const char *path, const char *name) {
+    if (params_find(p, name) >= 0) return STATUS_OK;
+    return status_fail(STATUS_DATA,
+                       "%s: the model has no parameter %.200s; what weights come from must hold the model's parameters "
+                       "and no others",
+                       path, name);
 }
 
-status weights_load_file(params *p, ops *o, const char *path) {
+static status load_file(params *p, ops *o, const char *path) {
     safetensors f;
     TRY(safetensors_open(&f, path));
-    status s = check_names(p, &f);
+    status s = STATUS_OK;
+    for (int i = 0; i < f.count && s == STATUS_OK; i++) s = check_name(p, path, f.entries[i].name);
     if (s == STATUS_OK) s = weights_load(p, o, &f);
     safetensors_close(&f);
     return s;
+}
+
+static status load_checkpoint(params *p, ops *o, const char *path) {
+    checkpoint k;
+    status s = checkpoint_read(&k, path);
+    for (int i = 0; i < k.box_count && s == STATUS_OK; i++) s = check_name(p, path, k.boxes[i].name);
+    if (s == STATUS_OK) s = checkpoint_load_weights(&k, p, o);
+    checkpoint_free(&k);
+    return s;
+}
+
+status weights_load_path(params *p, ops *o, const char *path) {
+    struct stat info;
+    bool folder = stat(path, &info) == 0 && S_ISDIR(info.st_mode);
+    return folder ? load_checkpoint(p, o, path) : load_file(p, o, path);
 }

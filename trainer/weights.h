@@ -9,6 +9,6 @@
  * has another shape, is of no float type, or holds a value in this rank's box that is not finite in fp32. */
 status weights_load(params *p, ops *o, const safetensors *f);
 
-/* The same from a file that holds these parameters and nothing else. NO_INPUT when it cannot be opened, DATA also when
- * it is not well-formed or holds a tensor that the model does not have. */
-status weights_load_file(params *p, ops *o, const char *path);
+/* The same from a file, or the folder of a checkpoint, that holds these parameters and nothing else. NO_INPUT when it
+ * cannot be opened, DATA also when it is not well-formed or holds a tensor that the model does not have. */
+status weights_load_path(params *p, ops *o, const char *path);

@@ -16,7 +16,6 @@ enum { NAME_BYTES = 128 };
 typedef struct place {
     char name[NAME_BYTES];
     const safetensors_entry *entry;
-    const safetensors *holder;
     int64_t first, rows, cols; /* rows first to first + rows - 1 */
 } place;
 
@@ -44,7 +43,7 @@ static status check_shape(const checkpoint *c, const place *p, int64_t rows) {
 }
 
 static status find_entry(const checkpoint *c, place *p, int64_t rows) {
-    p->entry = files_find(&c->files, p->name, &p->holder);
+    p->entry = files_find(&c->files, p->name);
     if (!p->entry) return BAD(c, "there is no tensor %s", p->name);
     if (!is_float(p->entry->type))
         return BAD(c, "tensor %s is %s; convert the model to bf16, fp16 or fp32 first", p->name,
@@ -88,9 +87,9 @@ static status check_layer(const checkpoint *c, const chain *k, int layer) {
 static void choose_prefix(checkpoint *c) {
     char name[NAME_BYTES];
     put_name(name, c, 0, "input_layernorm.weight");
-    if (c->architecture.tensors && !files_find(&c->files, name, NULL)) c->architecture.layer = "layers.%d.";
+    if (c->architecture.tensors && !files_find(&c->files, name)) c->architecture.layer = "layers.%d.";
     put_name(name, c, 0, "input_layernorm.weight");
-    if (c->architecture.tensors && !files_find(&c->files, name, NULL)) c->architecture.layer = "model.layers.%d.";
+    if (c->architecture.tensors && !files_find(&c->files, name)) c->architecture.layer = "model.layers.%d.";
 }
 
 static status check_tensors(checkpoint *c) {
@@ -153,11 +152,8 @@ void checkpoint_close(checkpoint *c) {
 
 /* ---- reading ---- */
 
-static status read_values(const place *p, float *to) {
-    const safetensors_entry part = safetensors_rows(p->entry, p->first, p->rows);
-    status s = safetensors_f32(&part, to);
-    safetensors_let_go(p->holder, &part);
-    return s;
+static status read_values(const checkpoint *c, const place *p, float *to) {
+    return files_read(&c->files, p->entry, p->first, p->rows, to);
 }
 
 /* A new tensor of the snapshot; NULL: out of memory. */
@@ -179,7 +175,7 @@ static status fold_head_norm(const checkpoint *c, int layer, const chain_tensor 
     TRY(find_head_norm(c, layer, theirs, &p));
     float *gain = malloc((size_t)p.cols * sizeof(*gain));
     if (!gain) return status_fail(STATUS_INTERNAL, "out of memory for %s", p.name);
-    status s = read_values(&p, gain);
+    status s = read_values(c, &p, gain);
     for (int64_t row = 0; s == STATUS_OK && row < t->rows; row++)
         for (int64_t col = 0; col < t->cols; col++) data[row * t->cols + col] *= gain[row % p.cols];
     free(gain);
@@ -192,7 +188,7 @@ static status read_tensor(const checkpoint *c, int layer, int slot, const chain_
     TRY(find_place(c, layer, t, &p));
     float *data = add_tensor(to, layer, t);
     if (!data) return status_fail(STATUS_INTERNAL, "out of memory for %s", p.name);
-    TRY(read_values(&p, data));
+    TRY(read_values(c, &p, data));
     if (slot == CHAIN_NORM && a->gain_plus_one)
         for (int64_t i = 0; i < t->cols; i++) data[i] += 1;
     if (slot == CHAIN_QUERY && a->head_norms) return fold_head_norm(c, layer, t, "self_attn.q_norm.weight", data);
@@ -217,7 +213,7 @@ static bool has_bias(const checkpoint *c) {
     for (int layer = 0; layer < c->architecture.config.model.layers; layer++)
         for (size_t i = 0; i < sizeof names / sizeof *names; i++) {
             put_name(name, c, layer, names[i]);
-            if (files_find(&c->files, name, NULL)) return true;
+            if (files_find(&c->files, name)) return true;
         }
     return false;
 }

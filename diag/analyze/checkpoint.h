@@ -12,10 +12,10 @@ typedef struct checkpoint {
 } checkpoint;
 
 /* path: a folder with config.json and safetensors of Hugging Face's, or with config.yaml and safetensors of Bulkhead's
- * names; or one .safetensors file of Bulkhead's names with config.yaml beside it. config_path (may be NULL): another
- * config.yaml for Bulkhead's names. settings: see architecture.h. Every tensor that the spectra need is there, of a
- * float type and of the right shape, else DATA; NO_INPUT when something is missing altogether. After a failure there is
- * nothing to close. */
+ * names, or a checkpoint's of a run; or one .safetensors file of Bulkhead's names with config.yaml beside it.
+ * config_path (may be NULL): another config.yaml for Bulkhead's names. settings: see architecture.h. Every tensor that
+ * the spectra need is there, of a float type and of the right shape, else DATA; NO_INPUT when something is missing
+ * altogether. After a failure there is nothing to close. */
 status checkpoint_open(checkpoint *out, const char *path, const char *config_path, const char *const *settings,
                        int setting_count);
 void checkpoint_close(checkpoint *c);

@@ -9,7 +9,8 @@
 #include <string.h>
 #include <sys/stat.h>
 
-static const char SINGLE[] = "model.safetensors", INDEX[] = "model.safetensors.index.json";
+static const char SINGLE[] = "model.safetensors", INDEX[] = "model.safetensors.index.json",
+                  MANIFEST[] = "manifest.json";
 
 enum { INDEX_MAX_BYTES = 1 << 25, MOST_FILES = 4096 };
 
@@ -111,7 +112,7 @@ static status open_shards(files *f) {
         name = json_string_value(value);
         if (!name) return status_fail(STATUS_DATA, "%s/%s: %.200s has no file's name", f->path, INDEX, tensor);
         if (file_of_name(f, name) < 0) TRY(add_shard(f, name));
-        if (!files_find(f, tensor, NULL))
+        if (!files_find(f, tensor))
             return status_fail(STATUS_DATA, "%s/%s: %.200s is not in %s", f->path, INDEX, tensor, name);
     }
     if (f->count == 0) return status_fail(STATUS_DATA, "%s/%s names no tensor", f->path, INDEX);
@@ -128,25 +129,38 @@ static status open_index(files *f, const char *path) {
     return open_shards(f);
 }
 
+static status open_single(files *f, const char *path) {
+    return add_file(f, path, SINGLE);
+}
+
+/* A run's checkpoint. */
+static status open_manifest(files *f, const char *path) {
+    char **names;
+    int count;
+    status s = boxes_shards(&names, &count, path);
+    for (int i = 0; i < count; i++) {
+        if (s == STATUS_OK) s = add_shard(f, names[i]);
+        free(names[i]);
+    }
+    free(names);
+    return s == STATUS_OK ? boxes_open(&f->boxes, f->path, f->file, f->count) : s;
+}
+
 static status open_folder(files *f) {
-    char *path;
-    status s = files_inside(&path, f->path, SINGLE);
-    if (s == STATUS_OK) {
-        s = add_file(f, path, SINGLE);
+    static const struct {
+        const char *name;
+        status (*open)(files *f, const char *path);
+    } layouts[] = {{SINGLE, open_single}, {INDEX, open_index}, {MANIFEST, open_manifest}};
+    for (size_t i = 0; i < sizeof layouts / sizeof *layouts; i++) {
+        char *path;
+        status s = files_inside(&path, f->path, layouts[i].name);
+        if (s == STATUS_OK) s = layouts[i].open(f, path);
         free(path);
-        return s;
-    }
-    if (s != STATUS_NO_INPUT) return s;
-    status_clear();
-    s = files_inside(&path, f->path, INDEX);
-    if (s == STATUS_NO_INPUT) {
+        if (path || s != STATUS_NO_INPUT) return s;
         status_clear();
-        return status_fail(STATUS_NO_INPUT, "%s holds neither %s nor %s", f->path, SINGLE, INDEX);
     }
-    if (s != STATUS_OK) return s;
-    s = open_index(f, path);
-    free(path);
-    return s;
+    return status_fail(STATUS_NO_INPUT, "%s holds neither %s nor %s, nor a checkpoint's %s", f->path, SINGLE, INDEX,
+                       MANIFEST);
 }
 
 status files_open(files *out, const char *path) {
@@ -165,6 +179,7 @@ status files_open(files *out, const char *path) {
 }
 
 void files_close(files *f) {
+    boxes_close(&f->boxes);
     for (int i = 0; i < f->count; i++) {
         safetensors_close(&f->file[i]);
         free(f->name[i]);
@@ -176,13 +191,28 @@ void files_close(files *f) {
     *f = (files){0};
 }
 
-const safetensors_entry *files_find(const files *f, const char *name, const safetensors **holder) {
+const safetensors_entry *files_find(const files *f, const char *name) {
     int i = 0;
+    if (f->boxes.item) return boxes_find(&f->boxes, name);
     if (f->places) {
         const char *place = json_string_value(json_object_get(f->places, name));
         i = place ? file_of_name(f, place) : -1;
         if (i < 0) return NULL;
     }
-    if (holder) *holder = &f->file[i];
     return safetensors_find(&f->file[i], name);
+}
+
+/* The file that an entry is of. */
+static const safetensors *holder_of(const files *f, const safetensors_entry *e) {
+    int i = 0;
+    while (i < f->count - 1 && (e < f->file[i].entries || e >= f->file[i].entries + f->file[i].count)) i++;
+    return &f->file[i];
+}
+
+status files_read(const files *f, const safetensors_entry *e, int64_t first, int64_t rows, float *out) {
+    if (f->boxes.item) return boxes_read(&f->boxes, e, out);
+    const safetensors_entry part = safetensors_rows(e, first, rows);
+    status s = safetensors_f32(&part, out);
+    safetensors_let_go(holder_of(f, e), &part);
+    return s;
 }

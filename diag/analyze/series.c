@@ -54,7 +54,8 @@ static bool holds(const char *folder, const char *name) {
 }
 
 static bool is_model(const char *path) {
-    return !is_folder(path) || holds(path, "model.safetensors") || holds(path, "model.safetensors.index.json");
+    return !is_folder(path) || holds(path, "model.safetensors") || holds(path, "model.safetensors.index.json") ||
+           holds(path, "manifest.json");
 }
 
 /* Takes over path. */
@@ -97,10 +98,11 @@ static status add_model(series *s, const char *path) {
     status result = below ? add_folder(s, below) : out_of_memory();
     free(below);
     if (result != STATUS_OK || s->count > before) return result;
-    return status_fail(STATUS_NO_INPUT,
-                       "%s holds no model (model.safetensors or model.safetensors.index.json) and no folders of "
-                       "checkpoints (step-1000, checkpoint-1000)",
-                       path);
+    return status_fail(
+        STATUS_NO_INPUT,
+        "%s holds no model (model.safetensors, model.safetensors.index.json or manifest.json) and no folders of "
+        "checkpoints (step-1000, checkpoint-1000)",
+        path);
 }
 
 /* ---- the list ---- */

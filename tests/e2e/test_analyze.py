@@ -1,8 +1,11 @@
 """End to end: spectra of checkpoints, in the layouts that people have, against a run's own and against each other."""
+import glob
 import json
 import math
 import os
+import shutil
 import sqlite3
+import struct
 import subprocess
 import unittest
 
@@ -173,6 +176,74 @@ class Run(AnalyzeTest):
         os.makedirs(self.path("alone"))
         os.rename(self.path("own.safetensors"), self.path("alone", "own.safetensors"))
         self.refused(NO_INPUT, self.path("alone", "own.safetensors"), says=["config.yaml"])
+
+
+    def test_checkpoints_of_a_run(self):
+        """Boxes of four ranks, with ZeRO: the rows that the run recorded at those steps, alone and as a history."""
+        self.dataset()
+        for variant in ("mha", "mla-prerope", "mla-decoupled"):
+            with self.subTest(variant):
+                config = self.config(attention=dict(variant=variant), model=dict(layers=3),
+                                     train=dict(steps=4), checkpoint=dict(every=2, keep=9),
+                                     diagnostics=dict(every=2, forms=["score", "channel", "weight"]))
+                self.train(5, config, variant, "parallel.tensor=2")
+                run = self.open(self.path(variant, "run.db"))
+                want = self.rows(run, "step > 0")
+                self.same(self.rows(self.analyze(f"{variant}.db", self.path(variant))), want, 1e-10)
+                one = self.analyze(f"{variant}-2.db", self.path(variant, "checkpoints", "step-00000002"))
+                self.same(self.rows(one), self.rows(run, "step = 2"), 1e-10)
+                self.assertEqual(one.execute("SELECT status FROM runs").fetchone()[0], "finished")
+
+    def test_damaged_checkpoints_are_refused(self):
+        self.dataset()
+        self.train(4, self.config(train=dict(steps=1, warmup=0), diagnostics=dict(ranks=0)), "run", "parallel.tensor=2")
+        whole = self.path("run", "checkpoints", "step-00000001")
+
+        def copy():
+            shutil.rmtree(self.path("bad"), ignore_errors=True)
+            shutil.copytree(whole, self.path("bad"))
+
+        def edit(change, files="rank-*.safetensors"):
+            """A function of a file's bytes on a copy, wherever it changes something."""
+            copy()
+            changed = 0
+            for path in glob.glob(self.path("bad", files)):
+                with open(path, "rb") as f:
+                    data = f.read()
+                if change(data) != data:
+                    changed += 1
+                    with open(path, "wb") as f:
+                        f.write(change(data))
+            self.assertGreater(changed, 0)
+
+        def flip(data):
+            """A bit of an attention matrix's weights."""
+            (length,) = struct.unpack("<Q", data[:8])
+            for name, entry in json.loads(data[8:8 + length]).items():
+                if ".attention.W_Q/master@" in name:
+                    at = 8 + length + entry["data_offsets"][0]
+                    return data[:at] + bytes([data[at] ^ 1]) + data[at + 1:]
+            return data
+
+        edit(flip)
+        code, _, err = self.run_program("analyze", self.path("bad"), "-o", self.path("bad.db"))  # seen when it is read
+        self.assertEqual(code, DATA, err)
+        self.assertRegex(err, "rank-0000.* does not have its hash")
+        self.assertEqual(self.open(self.path("bad.db")).execute("SELECT status FROM runs").fetchone()[0], "failed")
+        # a box one row up: over the last row of another rank's, and a row of its own is nowhere
+        edit(lambda data: data.replace(b"W_gate/master@4:0", b"W_gate/master@3:0"))
+        self.refused(DATA, self.path("bad"), says=["W_gate do not make a tensor of 48 x 32"])
+        edit(lambda data: data.replace(b" x 32", b" x 33"))  # all agree on a column that none has
+        self.refused(DATA, self.path("bad"), says=["do not make a tensor of", "x 33"])
+        edit(lambda data: data.replace(b"xxh3 ", b"xxh2 "))
+        self.refused(DATA, self.path("bad"), says=["is no box"])
+        edit(lambda data: data.replace(b"rank-00001", b"../00001xx"), "manifest.json")
+        self.refused(DATA, self.path("bad"), says=["is no name"])
+        edit(lambda data: data.replace(b"bulkhead-checkpoint", b"something-else"), "manifest.json")
+        self.refused(DATA, self.path("bad"), says=["manifest"])
+        copy()
+        os.remove(self.path("bad", "rank-00001.safetensors"))
+        self.refused(DATA, self.path("bad"), says=["rank-00001.safetensors"])
 
 
 class Layouts(AnalyzeTest):

@@ -66,6 +66,20 @@ class InitFrom(harness.RunTest):
         self.assertEqual(validation_loss(read, "read-1", 1), validation_loss(read, "read-2", 2))
         self.assertNotEqual(validation_loss(drawn, "drawn-1", 1), validation_loss(drawn, "drawn-2", 2))
 
+    def test_a_checkpoint_of_a_run_starts_another(self):
+        """Its weights alone, at another shape: what the new run finds before it moves is what the old one found last."""
+        old = self.config("old.yaml", attention=dict(variant="mla-decoupled"), train=dict(steps=4))
+        loss = "SELECT loss FROM eval_metrics WHERE split = 'validation' AND step = ?"
+        (want,) = self.train(5, old, "old", "parallel.tensor=2").execute(loss, (4,)).fetchone()
+        self.file = self.path("old", "checkpoints", "step-00000004")
+        new = self.config("new.yaml", attention=dict(variant="mla-decoupled"),
+                          train=dict(init_from=self.file, steps=1, lr=0, warmup=0))
+        (got,) = self.train(2, new, "new").execute(loss, (1,)).fetchone()
+        self.assertAlmostEqual(got, want, delta=1e-5 * want)
+        self.refused(DATA, 2, self.start(), "run", says=["step-00000004", "no parameter", "W_DKV"])
+        self.refused(DATA, 2, new, "run", "model.ffn=40", says=["step-00000004", "mlp", "x 32"])
+        self.refused(NO_INPUT, 2, new, "run", f"train.init_from={self.dir}", says=["manifest.json"])
+
     def test_files_of_another_model_are_refused(self):
         whole = shapes()
         missing = {k: s for k, s in whole.items() if k != "layers.1.mlp.W_up"}

@@ -100,11 +100,11 @@ static void add_box(shard *t, json_t *boxes, const params *p, const owned_box *b
     const param *q = &p->list[b->param];
     int64_t count = b->n_rows * b->n_cols;
     float *values = malloc((size_t)count * sizeof *values);
-    char hash[HASH_BYTES];
+    char hash[BOX_HASH_BYTES];
     for (int64_t r = 0; r < b->n_rows; r++)
         for (int64_t c = 0; c < b->n_cols; c++)
             values[r * b->n_cols + c] = value_of(b->param, kind, b->row + r, b->col + c);
-    checkpoint_hash(hash, values, (size_t)count * sizeof *values);
+    box_hash(hash, values, (size_t)count * sizeof *values);
     int i = t->count++;
     snprintf(t->names[i], sizeof t->names[i], "%s/%s@%ld:%ld", q->name, checkpoint_kind_names[kind], (long)b->row,
              (long)b->col);
@@ -145,8 +145,8 @@ static json_t *write_shard(folder *f, shape s, int rank, json_t *boxes) {
 }
 
 static void write_manifest(const char *path, json_t *content) {
-    char hash[HASH_BYTES], *text = json_dumps(content, JSON_COMPACT);
-    checkpoint_hash(hash, text, strlen(text));
+    char hash[BOX_HASH_BYTES], *text = json_dumps(content, JSON_COMPACT);
+    box_hash(hash, text, strlen(text));
     free(text);
     json_t *root = json_pack("{s:s, s:i, s:s, s:O}", "format", "bulkhead-checkpoint", "version", 1, "xxh3", hash,
                              "content", content);
@@ -220,8 +220,8 @@ static void any_shape_reads_what_any_other_owned(void **state) {
 
 /* ---- manifests that lie, with the right hash ---- */
 
-static void set_number(json_t *box, const char *key, int value) {
-    json_object_set_new(box, key, json_integer(value));
+static void set_number(json_t *line, const char *key, int value) {
+    json_object_set_new(line, key, json_integer(value));
 }
 
 static void check_refused(folder *f, json_t *content, const char *says) {
