@@ -58,7 +58,7 @@ static status load(loaded *l, const fixture *x, int count, int rank, int size) {
     l->memory = (arena){.size_bytes = 1 << 16, .base = l->ops.alloc(&l->ops, 1 << 16)};
     params_reserve(&l->params, DTYPE_F32, &l->memory);
     status_clear();
-    return weights_load_file(&l->params, &l->ops, x->path);
+    return weights_load_path(&l->params, &l->ops, x->path);
 }
 
 static void release(loaded *l) {
@@ -142,7 +142,7 @@ static void test_values_that_are_no_weights(void **state) {
 static void test_no_file(void **state) {
     loaded l = {0};
     status_clear();
-    check_status(weights_load_file(&l.params, &l.ops, "/nowhere/weights.safetensors"), STATUS_NO_INPUT);
+    check_status(weights_load_path(&l.params, &l.ops, "/nowhere/weights.safetensors"), STATUS_NO_INPUT);
     assert_non_null(strstr(status_message(), "/nowhere/weights.safetensors"));
 }
 
