@@ -6,6 +6,7 @@
  * lost and none comes twice. Credits are granted here, one a snapshot, since a worker does not know what the last one
  * granted. */
 #define _GNU_SOURCE /* posix_spawn_file_actions_addclosefrom_np */
+#include "diag/last_word.h"
 #include "diag/part.h"
 #include "diag/worker_private.h"
 
@@ -48,6 +49,7 @@ typedef struct steps {
 } steps;
 
 struct diag_worker {
+    const config *config;
     channel_message session; /* worker_session and the configuration */
     int rank;
     channel_receiver *channel;
@@ -63,7 +65,8 @@ struct diag_worker {
     steps uncredited, left_out;
     double deaths_s[MOST_DEATHS], start_s;
     int deaths;
-    bool input_over, hopeless, busy;
+    diag_finish finish; /* how the run ended, as soon as that has come */
+    bool input_over, hopeless, busy, finished;
 };
 
 /* ---------------------------------------------------------------- the process */
@@ -417,6 +420,10 @@ static void take_input(diag_worker *w) {
         m = (channel_message){.kind = CHANNEL_END};
     }
     w->input_over = m.kind == CHANNEL_END;
+    if (m.kind == DIAG_FINISH && m.bytes == sizeof(w->finish)) {
+        memcpy(&w->finish, m.data, sizeof(w->finish));
+        w->finished = true;
+    }
     if (m.kind == CHANNEL_SNAPSHOT && m.step > w->last_step) {
         w->last_step = m.step;
         add_step(&w->uncredited, m.step);
@@ -457,6 +464,13 @@ static void start_again(diag_worker *w) {
     w->start_s = clock_now_s() + 1e-3 * BUSY_PAUSE_MS;
 }
 
+/* Without a worker nobody else says in the database how the run ended. */
+static void have_last_word(diag_worker *w) {
+    if (!w->hopeless || !w->finished || w->rank > 0) return;
+    if (last_word(w->config, w->session.data, &w->finish, w->why) != STATUS_OK) log_error("%s", status_message());
+    status_clear();
+}
+
 static bool is_over(const diag_worker *w) {
     return w->hopeless ? w->input_over : w->closed && !w->pid;
 }
@@ -477,6 +491,7 @@ status diag_worker_serve(diag_worker *w, channel_receiver *channel, channel_send
         if (ready[1].revents & POLLOUT) send_next(w);
         if (ready[1].revents & ~POLLOUT) take_word(w);
     }
+    have_last_word(w);
     return STATUS_OK;
 }
 
@@ -516,6 +531,7 @@ status diag_worker_open(diag_worker **out, const config *c, const char *run_dir,
     diag_worker *w = calloc(1, sizeof(*w));
     *out = w;
     if (!w) return status_fail(STATUS_INTERNAL, "out of memory for the diagnostics worker");
+    w->config = c;
     w->rank = rank;
     w->socket = -1;
     w->last = &w->list;

@@ -9,7 +9,7 @@
 typedef struct diag_worker diag_worker;
 
 /* Starts the worker: as diag_open(), or on a further rank (rank > 0) as diag_open_further(). Same errors. Call it, and
- * what follows, from one thread, which outlives the worker. */
+ * what follows, from one thread, which outlives the worker. c stays the caller's until diag_worker_close(). */
 status diag_worker_open(diag_worker **out, const config *c, const char *run_dir, const char *device, int tp, int dp,
                         const char *hosts, int rank, int64_t resume_step);
 

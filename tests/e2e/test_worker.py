@@ -59,6 +59,15 @@ class Worker(RunTest):
         self.assertEqual(run.execute("SELECT status, (SELECT count(*) FROM sessions) FROM runs").fetchall(), [("finished", 1)])
         self.assertEqual(run.execute("PRAGMA integrity_check").fetchone(), ("ok",))
 
+    def check_last_word(self, db):
+        """The supervisor's: how the run ended, and why rows are missing."""
+        self.assertEqual(db.execute("SELECT status, ended_at IS NULL FROM runs").fetchall(), [("finished", 0)])
+        self.assertEqual(db.execute("SELECT exit_code FROM sessions").fetchall(), [(IO,)])
+        (step, message), = self.events(db, "fault")
+        self.assertEqual(step, 24)
+        self.assertIn("is not started again: rows behind step", message)
+        self.assertEqual(db.execute("PRAGMA integrity_check").fetchone(), ("ok",))
+
     def events(self, db, kind):
         return db.execute("SELECT step, message FROM events WHERE kind = ? ORDER BY seq", (kind,)).fetchall()
 
@@ -163,6 +172,7 @@ class Worker(RunTest):
         db = self.database("run")
         self.assertEqual([step for step, _ in self.events(db, "drop")], [0])
         self.assertEqual([step for step, _ in self.events(db, "restart")], [0, 0])  # later ones came too late
+        self.check_last_word(db)
 
     def test_a_further_rank_whose_work_never_succeeds(self):
         """The first rank records which snapshots lack the other's spectra, and everything else."""
@@ -183,6 +193,7 @@ class Worker(RunTest):
             self.wait_for_database("run", "SELECT 1 FROM train_metrics WHERE step >= 3").close()
             os.kill(self.one_worker(job)[0], signal.SIGKILL)
             self.assertIn("is not started again", self.finish(job, IO))
+        self.check_last_word(self.database("run"))
 
     def test_a_database_that_others_hold_loses_nothing(self):
         """Longer than opening it waits, and the worker dies meanwhile."""
