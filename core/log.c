@@ -4,15 +4,25 @@
 #include <fcntl.h>
 #include <pthread.h>
 #include <stdarg.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
 #include <time.h>
 #include <unistd.h>
 
-static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards the three below */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* guards what follows */
 static char who[32];
 static log_level least_level = LOG_INFO;
 static int file = -1;
+static char early[1 << 14]; /* lines of before there was a file */
+static size_t early_length;
+static bool had_file;
+
+/* A log that cannot be written must not stop the run; there is no better place to report it. */
+static void put(int fd, const char *text, size_t length) {
+    ssize_t written = write(fd, text, length);
+    if (written < 0) return;
+}
 
 void log_setup(const char *name, log_level least) {
     pthread_mutex_lock(&lock);
@@ -27,6 +37,9 @@ status log_to_file(const char *path) {
     log_close();
     pthread_mutex_lock(&lock);
     file = fd;
+    had_file = true;
+    put(file, early, early_length);
+    early_length = 0;
     pthread_mutex_unlock(&lock);
     return STATUS_OK;
 }
@@ -36,12 +49,6 @@ void log_close(void) {
     if (file >= 0) close(file);
     file = -1;
     pthread_mutex_unlock(&lock);
-}
-
-/* A log that cannot be written must not stop the run; there is no better place to report it. */
-static void put(int fd, const char *text, size_t length) {
-    ssize_t written = write(fd, text, length);
-    if (written < 0) return;
 }
 
 void log_line(log_level level, const char *format, ...) {
@@ -67,6 +74,10 @@ void log_line(log_level level, const char *format, ...) {
         }
         put(STDERR_FILENO, line, (size_t)length);
         if (file >= 0) put(file, line, (size_t)length);
+        if (!had_file && early_length + (size_t)length <= sizeof early) {
+            memcpy(early + early_length, line, (size_t)length);
+            early_length += (size_t)length;
+        }
     }
     pthread_mutex_unlock(&lock);
 }

@@ -9,7 +9,8 @@ typedef enum log_level { LOG_DEBUG, LOG_INFO, LOG_WARN, LOG_ERROR } log_level;
 /* who is put before each line ("rank 3"; "" for none). Lines below least are dropped. */
 void log_setup(const char *who, log_level least);
 
-/* From now on lines go to the file at path too (appended). IO when it cannot be opened. */
+/* From now on lines go to the file at path too (appended), behind those of before the first such call, of many the
+ * first. IO when it cannot be opened. */
 status log_to_file(const char *path);
 
 /* Flushes and closes the log file. */

@@ -395,6 +395,10 @@ class Kept(Resume):
             self.assertEqual(self.losses(self.database(run)), want)
             told = self.events(run, "resume")
             self.assertTrue(any("step-00000003" in m and "goes on from" in m for m in told), told)
+            with open(self.path(run, "log.txt")) as f:
+                log = f.read()
+            for message in told:
+                self.assertEqual(log.count(message), 1, message)
             if how != "half written":
                 self.assertTrue(any("left out" in m and "step-00000006" in m for m in told), (how, told))
                 self.assertTrue(any("to be removed by hand" in m for m in told), (how, told))

@@ -71,6 +71,11 @@ static void log_lines(void **state) {
     int terminal = dup(STDERR_FILENO), nothing = open("/dev/null", O_WRONLY);
     dup2(nothing, STDERR_FILENO);
     log_setup("rank 3", LOG_INFO);
+    log_info("found before there was a file");
+    check_status(log_to_file("/nowhere/log.txt"), STATUS_IO);
+    check_status(log_to_file(inside("log.txt")), STATUS_OK);
+    log_close();
+    log_info("between two files");
     check_status(log_to_file(inside("log.txt")), STATUS_OK);
     log_info("step %d", 7);
     log_debug("too fine");
@@ -89,15 +94,16 @@ static void log_lines(void **state) {
     size_t bytes;
     check_status(file_read_all(&text, &bytes, inside("log.txt"), 1 << 20), STATUS_OK);
     assert_non_null(strstr(text, "rank 3: step 7\n"));
+    assert_non_null(strstr(text, "rank 3: found before"));
+    assert_null(strstr(text, "between"));
     assert_null(strstr(text, "too fine"));
     assert_non_null(strstr(text, "warn: rank 3: xxx"));
     assert_int_equal(text[bytes - 1], '\n');
     int lines = 0;
     for (size_t i = 0; i < bytes; i++) lines += text[i] == '\n';
-    assert_int_equal(lines, 2);
+    assert_int_equal(lines, 3);
     free(text);
     unlink(inside("log.txt"));
-    check_status(log_to_file("/nowhere/log.txt"), STATUS_IO);
 }
 
 /* ---- memory ---- */
