@@ -102,6 +102,9 @@ status checkpoint_set_latest(const config *c, int64_t step);
 
 /* ---- writing ---- */
 
+/* How long the database may take in a run. */
+enum { CHECKPOINT_DATABASE_PATIENCE_S = 30 };
+
 typedef struct checkpoint_writer checkpoint_writer;
 
 /* What a checkpoint says about its run. */
@@ -114,6 +117,7 @@ typedef struct checkpoint_source {
     const comm_roles *roles;
     channel_sender
         *records; /* of compute rank 0, NULL on the others: its events, and what the database has confirmed */
+    double database_patience_s; /* how long a checkpoint waits for the database to say that the rows are in */
 } checkpoint_source;
 
 /* Starts the thread. What source points to outlives the writer. On compute rank 0 also removes what an earlier attempt

@@ -17,9 +17,6 @@
 #include <time.h>
 #include <unistd.h>
 
-/* How long the database may take to say that the rows are in. */
-enum { DATABASE_PATIENCE_S = 30 };
-
 static const char partial[] = ".partial";
 
 /* ---------------------------------------------------------------- the manifest */
@@ -212,15 +209,15 @@ static void prune(const checkpoint_source *source, int64_t step) {
 
 /* Every row up to the step is in the database, or patience has ended. */
 static void wait_for_database(const checkpoint_source *source, int64_t step) {
-    double end = clock_now_s() + DATABASE_PATIENCE_S;
+    double end = clock_now_s() + source->database_patience_s;
     while (channel_confirmed(source->records) < step) {
         bool broken = channel_sender_status(source->records) != STATUS_OK;
         status_clear();
         if (broken || clock_now_s() > end) {
             log_warn("step %ld: the database has not said that its rows are in: the checkpoint is ahead of it",
                      (long)step);
-            event_post(source->records, step, "warn", "checkpoint", "the database was behind by more than %d s",
-                       broken ? 0 : DATABASE_PATIENCE_S);
+            event_post(source->records, step, "warn", "checkpoint", "the database was behind by more than %g s",
+                       broken ? 0.0 : source->database_patience_s);
             return;
         }
         nanosleep(&(struct timespec){.tv_nsec = 2000000}, NULL);

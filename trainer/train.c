@@ -144,7 +144,8 @@ static status open_outputs(job *j) {
                                     .params = &j->model.params,
                                     .ops = &j->ops,
                                     .roles = &j->roles,
-                                    .records = j->records};
+                                    .records = j->records,
+                                    .database_patience_s = CHECKPOINT_DATABASE_PATIENCE_S};
     return checkpoint_writer_open(&j->writer, &j->source);
 }
 
