@@ -135,7 +135,9 @@ static void keep_result(checkpoint_writer *w, status s) {
 
 /* Training goes on without it. */
 static void tell_failure(const checkpoint_writer *w) {
-    log_error("step %ld: the checkpoint could not be written: %s", (long)w->state.step, w->why);
+    log_error("step %ld: the checkpoint could not be written: %s; training goes on, the one before stays and the next "
+              "one is tried",
+              (long)w->state.step, w->why);
     event_post(w->source->records, w->state.step, "error", "checkpoint", "not written: %s", w->why);
 }
 
@@ -285,5 +287,8 @@ bool checkpoint_settle(checkpoint_writer *w, const agreement *all) {
 
 status checkpoint_result(checkpoint_writer *w) {
     if (w->result == STATUS_OK) return STATUS_OK;
-    return status_fail(w->result, "the checkpoint of step %ld could not be written: %s", (long)w->state.step, w->why);
+    return status_fail(w->result,
+                       "the checkpoint of step %ld could not be written: %s; put that right, and --resume auto goes on "
+                       "from the one before it",
+                       (long)w->state.step, w->why);
 }

@@ -337,6 +337,7 @@ class Kept(Resume):
         code, _, err = self.launch(1, config, "run", "train.steps=8", resume="auto")
         self.assertEqual(code, 74, err)
         self.assertIn("is not this run's", err)
+        self.assertIn("--resume auto goes on from the one before", err)
         with open(self.path("run", "checkpoints", "latest")) as f:
             self.assertEqual(f.read(), "step-00000006\n")
         with open(os.path.join(foreign, "manifest.json")) as f:
@@ -528,17 +529,27 @@ class Disk(Resume):
         return job
 
     def failed_then_saved(self, job, run, why, repair):
-        """A checkpoint is said not to be written; after the repair the run saves again and ends with one."""
-        self.wait_for_database(run, f"SELECT 1 FROM events WHERE message LIKE 'not written%{why}%'").close()
+        """A checkpoint is said not to be written, those before it stay; after the repair the run saves again and ends
+        with one."""
+        told = self.wait_for_database(run, f"SELECT 1 FROM events WHERE message LIKE 'not written%{why}%'")
+        (written,) = told.execute("SELECT count(*) FROM events WHERE message LIKE 'step-%'").fetchone()
+        told.close()
+        if os.path.isdir(self.path(run, "checkpoints")):
+            with open(self.path(run, "checkpoints", "latest")) as f:
+                latest = f.read().strip()
+            self.assertIn(latest, self.checkpoints(run))
+            self.assertGreaterEqual(len(self.checkpoints(run)), min(2, written))
         repair()
         (last,) = self.database(run).execute("SELECT max(step) FROM train_metrics").fetchone()
         self.wait_for_database(run, f"SELECT 1 FROM events WHERE message LIKE 'step-%' AND step > {last}").close()
-        self.end(job, run)
+        self.end(job, run, failed=True)
 
-    def end(self, job, run):
+    def end(self, job, run, failed=False):
         job.send_signal(signal.SIGUSR1)
         _, err = job.communicate(timeout=60)
         self.assertEqual(job.returncode, 75, err)
+        if failed:
+            self.assertRegex(err, "the checkpoint could not be written: .*; training goes on")
         db = self.database(run)
         self.assertEqual(db.execute("PRAGMA integrity_check").fetchone()[0], "ok")
         count, last = db.execute("SELECT count(*), max(step) FROM train_metrics").fetchone()
