@@ -121,7 +121,8 @@ typedef struct checkpoint_source {
 } checkpoint_source;
 
 /* Starts the thread. What source points to outlives the writer. On compute rank 0 also removes what an earlier attempt
- * left half written. CONFIG when there is no memory for a copy of this rank's part. Close in any case. */
+ * left half written, so no rank begins before all have opened theirs. CONFIG when there is no memory for a copy of this
+ * rank's part. Close in any case. */
 status checkpoint_writer_open(checkpoint_writer **out, const checkpoint_source *source);
 void checkpoint_writer_close(checkpoint_writer *w);
 

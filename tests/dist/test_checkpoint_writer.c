@@ -44,7 +44,7 @@ static void open_fixture(fixture *f, double patience_s) {
                                     .roles = &f->roles,
                                     .database_patience_s = patience_s};
     if (first()) check_status(channel_local_open(&f->source.records, &f->receiver), STATUS_OK);
-    check_status(checkpoint_writer_open(&f->writer, &f->source), STATUS_OK);
+    check_status(comm_agree(f->roles.world, checkpoint_writer_open(&f->writer, &f->source)), STATUS_OK);
 }
 
 /* From begin to end, as the training loop does it. */
