@@ -19,7 +19,8 @@ class Nan(harness.RunTest):
         config = self.config(train=dict(steps=1000000, log_every=1000000, on_nan=policy),
                              attention=dict(variant="mla-decoupled"), checkpoint=dict(every=1, keep=100000),
                              diagnostics=dict(ranks=0))
-        with unittest.mock.patch.dict(os.environ, LD_PRELOAD=os.environ["NAN_ONCE"], ASAN_OPTIONS="verify_asan_link_order=0"):
+        with unittest.mock.patch.dict(os.environ, LD_PRELOAD=os.environ["NAN_ONCE"],
+                                      ASAN_OPTIONS="verify_asan_link_order=0"):
             job = self.in_background(ranks, config, "run", f"parallel.tensor={tensor}")
         self.wait_for_database("run", "SELECT 1 FROM train_metrics WHERE step >= 5").close()
         with open(self.path("nan.new"), "w") as f:
