@@ -4,7 +4,7 @@
  * transposed, so that probabilities and their gradients are left operands in registers.
  *
  * p = exp(scale s - lse), dp = dout vt, ds = p (dp - delta), delta = dout . o of a query (Dao 2023, algorithm 2). */
-#include "attention/cuda/warpgroup.cuh"
+#include "attention/cuda/tiles.cuh"
 
 using namespace tiles;
 
@@ -20,7 +20,7 @@ __device__ __forceinline__ void write_deltas(const char *dout, rows o, float *sh
             const __nv_bfloat16 *row = o.data + (first + i) * o.ld;
             for (int chunk = 0; chunk < o.cols / 8; chunk++) {
                 uint4 a = *(const uint4 *)(row + chunk * 8),
-                      b = *(const uint4 *)(dout + C::P::template chunk_at<C::V, C::ROWS>(i, chunk));
+                      b = *(const uint4 *)(dout + chunk_at<C::V, C::ROWS>(i, chunk));
                 const __nv_bfloat162 *left = (const __nv_bfloat162 *)&a, *right = (const __nv_bfloat162 *)&b;
 #pragma unroll
                 for (int c = 0; c < 4; c++) {
@@ -36,7 +36,6 @@ __device__ __forceinline__ void write_deltas(const char *dout, rows o, float *sh
 
 template <typename C>
 __global__ void __launch_bounds__(C::THREADS, C::BLOCKS) dq_kernel(attn_core_args a, attn_core_grads g, float *delta) {
-    typedef typename C::P P;
     extern __shared__ __align__(1024) char shared[];
     uint32_t q = shared_address(shared), dout = q + C::OWN_QK, k = dout + C::OWN_V, v = k + 2 * C::STEP_QK;
     float *deltas = (float *)(shared + C::OWN_QK + C::OWN_V + 2 * (C::STEP_QK + C::STEP_V));
@@ -44,7 +43,7 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS) dq_kernel(attn_core_arg
     int first = (blocks - 1 - (int)(blockIdx.x % blocks)) * C::ROWS;
     int h = (int)(blockIdx.x / blocks % a.heads);
     head x = head_of(a, blockIdx.x / blocks / a.heads, h, h * a.kv_heads / a.heads);
-    int row = C::warp_row(), mine = first + row + lane() / 4, last = first + C::group_row() + C::GROUP - 1;
+    int row = C::warp_row(), mine = first + row + lane() / 4, last = first + row + 16 * C::MT - 1;
     int keys = min(first + C::ROWS, context), steps = (keys + C::TILE - 1) / C::TILE;
 
     C::own_qk(q, x.q, {}, first, context);
@@ -74,9 +73,8 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS) dq_kernel(attn_core_arg
         }
         if (key > last) continue;
         float s[C::MT][C::TILE / 8][4], dp[C::MT][C::TILE / 8][4];
-        P::template start_a_bt<C::QK, C::ROWS, C::MT, C::TILE>(s, q, row, k + buffer * C::STEP_QK);
-        P::template start_a_bt<C::V, C::ROWS, C::MT, C::TILE>(dp, dout, row, v + buffer * C::STEP_V);
-        P::template finish<1>(s);
+        multiply_a_bt<C::QK, C::ROWS, C::MT, C::TILE>(s, q, row, k + buffer * C::STEP_QK);
+        multiply_a_bt<C::V, C::ROWS, C::MT, C::TILE>(dp, dout, row, v + buffer * C::STEP_V);
         bool diagonal = key + C::TILE - 1 > first + row;
 #pragma unroll
         for (int m = 0; m < C::MT; m++)
@@ -87,7 +85,6 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS) dq_kernel(attn_core_arg
                     s[m][n][i] = power_of_2(s[m][n][i] * factor - lse[m][i / 2]);
                     if (diagonal && key + 8 * n + lane() % 4 * 2 + i % 2 > mine + 16 * m + i / 2 * 8) s[m][n][i] = 0;
                 }
-        P::template finish<0>(dp);
 #pragma unroll
         for (int m = 0; m < C::MT; m++)
 #pragma unroll
@@ -96,8 +93,7 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS) dq_kernel(attn_core_arg
                 for (int i = 0; i < 4; i++) s[m][n][i] *= dp[m][n][i] - d[m][i / 2];
         uint32_t ds[C::MT][C::TILE / 16][4];
         as_left<C::MT, C::TILE>(ds, s);
-        P::template start_p_b<C::QK, C::MT, C::TILE>(dq, ds, k + buffer * C::STEP_QK);
-        P::template finish<0>(dq);
+        add_p_b<C::QK, C::MT, C::TILE>(dq, ds, k + buffer * C::STEP_QK);
     }
     __nv_bfloat16 *out = (__nv_bfloat16 *)g.dq.data + x.token * g.dq.ld + (int64_t)h * (a.nope + a.rope);
     each_pair(dq, [&](int i, int col, float low, float high) {
@@ -122,7 +118,6 @@ enum { DK = 1, DV = 2 };
 template <typename C, int WHICH>
 __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
     dkv_kernel(attn_core_args a, attn_core_grads g, const float *delta, float *shares) {
-    typedef typename C::P P;
     extern __shared__ __align__(1024) char shared[];
     uint32_t k = shared_address(shared), v = k + C::OWN_QK, q = v + C::OWN_V, dout = q + 2 * C::STEP_QK;
     float *lse = (float *)(shared + C::OWN_QK + C::OWN_V + 2 * (C::STEP_QK + C::STEP_V)), *deltas = lse + 2 * C::TILE;
@@ -153,11 +148,10 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
         next = query + C::TILE;
         if (next >= context) next = start, member++;
         if (member < group) load(member, next, 1 - buffer);
-        if (query + C::TILE - 1 < first + C::group_row()) continue; /* all earlier than the group's keys */
+        if (query + C::TILE - 1 < first + C::warp_row()) continue; /* all earlier than the warp's keys */
         float s[C::MT][C::TILE / 8][4], dp[C::MT][C::TILE / 8][4];
-        P::template start_a_bt<C::QK, C::ROWS, C::MT, C::TILE>(s, k, row, q + buffer * C::STEP_QK);
-        if (WHICH & DK) P::template start_a_bt<C::V, C::ROWS, C::MT, C::TILE>(dp, v, row, dout + buffer * C::STEP_V);
-        P::template finish<WHICH & DK ? 1 : 0>(s);
+        multiply_a_bt<C::QK, C::ROWS, C::MT, C::TILE>(s, k, row, q + buffer * C::STEP_QK);
+        if (WHICH & DK) multiply_a_bt<C::V, C::ROWS, C::MT, C::TILE>(dp, v, row, dout + buffer * C::STEP_V);
         bool diagonal = query < first + row + 16 * C::MT - 1;
         const float *tile_lse = lse + buffer * C::TILE + lane() % 4 * 2, *tile_delta = tile_lse + 2 * C::TILE;
 #pragma unroll
@@ -174,10 +168,9 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
         uint32_t p[C::MT][C::TILE / 16][4], ds[C::MT][C::TILE / 16][4];
         if (WHICH & DV) {
             as_left<C::MT, C::TILE>(p, s);
-            P::template start_p_b<C::V, C::MT, C::TILE>(dv, p, dout + buffer * C::STEP_V);
+            add_p_b<C::V, C::MT, C::TILE>(dv, p, dout + buffer * C::STEP_V);
         }
         if (WHICH & DK) {
-            P::template finish<WHICH & DV ? 1 : 0>(dp);
 #pragma unroll
             for (int n = 0; n < C::TILE / 8; n++) {
                 float2 d = *(const float2 *)(tile_delta + 8 * n);
@@ -187,10 +180,8 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
                     for (int i = 0; i < 4; i++) s[m][n][i] *= dp[m][n][i] - (i % 2 ? d.y : d.x);
             }
             as_left<C::MT, C::TILE>(ds, s);
-            P::template start_p_b<C::QK, C::MT, C::TILE>(dk, ds, q + buffer * C::STEP_QK);
-            P::template finish<0>(dk);
+            add_p_b<C::QK, C::MT, C::TILE>(dk, ds, q + buffer * C::STEP_QK);
         }
-        if (WHICH & DV) P::template finish<0>(dv);
     }
     __nv_bfloat16 *out_k = (__nv_bfloat16 *)g.dk.data + x.token * g.dk.ld + kv * a.k_head;
     __nv_bfloat16 *out_v = (__nv_bfloat16 *)g.dv.data + x.token * g.dv.ld + kv * a.v_head;
@@ -230,39 +221,23 @@ cudaError_t run_dkv(const attn_core_args *a, const attn_core_grads *g, const flo
 
 } // namespace
 
-cudaError_t fused_dq(const attn_core_args *a, const attn_core_grads *g, float *delta, bool warpgroups,
-                     cudaStream_t stream) {
+cudaError_t fused_dq(const attn_core_args *a, const attn_core_grads *g, float *delta, cudaStream_t stream) {
     int qk = a->nope + a->rope, v = a->value;
-    if (warpgroups) {
-        if (qk <= 64 && v <= 64) return run_dq<cut<by_warpgroup, 64, 64, 1, 64, 4, 4>>(a, g, delta, stream);
-        if (qk <= 96 && v <= 64) return run_dq<cut<by_warpgroup, 96, 64, 1, 64, 4, 3>>(a, g, delta, stream);
-        if (qk <= 128 && v <= 128) return run_dq<cut<by_warpgroup, 128, 128, 1, 64>>(a, g, delta, stream);
-        if (qk <= 192 && v <= 128) return run_dq<cut<by_warpgroup, 192, 128, 1, 64, 8, 1>>(a, g, delta, stream);
-    }
-    if (qk <= 64 && v <= 64) return run_dq<cut<by_warp, 64, 64, 2, 64>>(a, g, delta, stream);
-    if (qk <= 96 && v <= 64) return run_dq<cut<by_warp, 96, 64, 1, 64, 4, 3>>(a, g, delta, stream);
-    if (qk <= 128 && v <= 128) return run_dq<cut<by_warp, 128, 128, 1, 64>>(a, g, delta, stream);
-    if (qk <= 192 && v <= 128) return run_dq<cut<by_warp, 192, 128, 1, 32>>(a, g, delta, stream);
-    return run_dq<cut<by_warp, 256, 256, 1, 32>>(a, g, delta, stream);
+    if (qk <= 64 && v <= 64) return run_dq<cut<64, 64, 2, 64>>(a, g, delta, stream);
+    if (qk <= 96 && v <= 64) return run_dq<cut<96, 64, 1, 64, 4, 3>>(a, g, delta, stream);
+    if (qk <= 128 && v <= 128) return run_dq<cut<128, 128, 1, 64>>(a, g, delta, stream);
+    if (qk <= 192 && v <= 128) return run_dq<cut<192, 128, 1, 32>>(a, g, delta, stream);
+    return run_dq<cut<256, 256, 1, 32>>(a, g, delta, stream);
 }
 
 cudaError_t fused_dkv(const attn_core_args *a, const attn_core_grads *g, const float *delta, float *shares,
-                      bool warpgroups, cudaStream_t stream) {
+                      cudaStream_t stream) {
     int qk = a->nope + a->rope, v = a->value;
     enum { BOTH = DK | DV };
-    if (warpgroups) {
-        if (qk <= 64 && v <= 64)
-            return run_dkv<cut<by_warpgroup, 64, 64, 1, 64, 4, 3>, BOTH>(a, g, delta, shares, stream);
-        if (qk <= 96 && v <= 64) return run_dkv<cut<by_warpgroup, 96, 64, 1, 64>, BOTH>(a, g, delta, shares, stream);
-        if (qk <= 128 && v <= 128)
-            return run_dkv<cut<by_warpgroup, 128, 128, 1, 64, 8, 1>, BOTH>(a, g, delta, shares, stream);
-        if (qk <= 192 && v <= 128)
-            return run_dkv<cut<by_warpgroup, 192, 128, 1, 64, 8, 1>, BOTH>(a, g, delta, shares, stream);
-    }
-    if (qk <= 64 && v <= 64) return run_dkv<cut<by_warp, 64, 64, 1, 64, 4, 3>, BOTH>(a, g, delta, shares, stream);
-    if (qk <= 96 && v <= 64) return run_dkv<cut<by_warp, 96, 64, 1, 64, 4, 3>, BOTH>(a, g, delta, shares, stream);
-    if (qk <= 128 && v <= 128) return run_dkv<cut<by_warp, 128, 128, 1, 64>, BOTH>(a, g, delta, shares, stream);
-    if (qk <= 192 && v <= 128) return run_dkv<cut<by_warp, 192, 128, 1, 32>, BOTH>(a, g, delta, shares, stream);
-    cudaError_t code = run_dkv<cut<by_warp, 256, 256, 1, 32>, DK>(a, g, delta, shares, stream);
-    return code == cudaSuccess ? run_dkv<cut<by_warp, 256, 256, 1, 32>, DV>(a, g, delta, shares, stream) : code;
+    if (qk <= 64 && v <= 64) return run_dkv<cut<64, 64, 1, 64, 4, 3>, BOTH>(a, g, delta, shares, stream);
+    if (qk <= 96 && v <= 64) return run_dkv<cut<96, 64, 1, 64, 4, 3>, BOTH>(a, g, delta, shares, stream);
+    if (qk <= 128 && v <= 128) return run_dkv<cut<128, 128, 1, 64>, BOTH>(a, g, delta, shares, stream);
+    if (qk <= 192 && v <= 128) return run_dkv<cut<192, 128, 1, 32>, BOTH>(a, g, delta, shares, stream);
+    cudaError_t code = run_dkv<cut<256, 256, 1, 32>, DK>(a, g, delta, shares, stream);
+    return code == cudaSuccess ? run_dkv<cut<256, 256, 1, 32>, DV>(a, g, delta, shares, stream) : code;
 }

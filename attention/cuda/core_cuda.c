@@ -1,5 +1,5 @@
-/* The attention core of the CUDA table: takes scratch, chooses between fused and plain kernels, queues them on the
- * table's stream. */
+/* The attention core of the CUDA table: takes scratch, chooses between the Hopper, fused and plain kernels,
+ * queues them on the table's stream. */
 #include "attention/cuda/kernels.h"
 #include "core/ops/cuda/context.h"
 
@@ -30,27 +30,48 @@ static bool takes_fused_backward(const attn_core_args *a, const attn_core_grads 
            aligned(g->dk, a->k_head) && aligned(g->dv, a->v_head);
 }
 
+/* The cut of the Hopper kernels for these heads. Scratch is counted by it without a device, and on others left unused.
+ */
+static hopper_size hopper_of(const ops *o, const attn_core_args *a) {
+    return o->activation == DTYPE_BF16 ? hopper_size_of(a->nope, a->rope, a->value) : HOPPER_NONE;
+}
+
 static void cuda_forward(ops *o, const attn_core_args *a, arena *scratch) {
     if (!scratch->base || !fits(o, a)) return;
     const cuda_context *c = cuda_of(o);
-    cuda_check(o, takes_fused(a) ? fused_forward(a, c->warpgroups, c->stream) : plain_forward(a, c->stream),
-               "attention, forward");
+    hopper_size size = hopper_of(o, a);
+    cudaError_t code;
+    if (!takes_fused(a))
+        code = plain_forward(a, c->stream);
+    else if (size == HOPPER_NONE || !c->warpgroups)
+        code = fused_forward(a, c->stream);
+    else
+        code = hopper_forward(a, size, c->tickets, c->sm_count, c->stream);
+    cuda_check(o, code, "attention, forward");
 }
 
 static void cuda_backward(ops *o, const attn_core_args *a, const attn_core_grads *g, arena *scratch) {
+    hopper_size size = hopper_of(o, a);
     size_t mark = arena_mark(scratch), rows = (size_t)(a->batch * a->heads * a->context);
-    float *delta = arena_push(scratch, rows * sizeof *delta);
+    size_t bytes = rows * sizeof(float); /* of delta, or what the Hopper kernels take in its place */
+    if (size != HOPPER_NONE) {
+        size_t all = hopper_room_of(hopper_cuts[size], a->batch, a->context, a->heads, a->kv_heads).all;
+        bytes = all > bytes ? all : bytes;
+    }
+    float *delta = arena_push(scratch, bytes);
     float *shares = arena_push(scratch, rows * (size_t)a->rope * sizeof *shares);
     if (scratch->base && fits(o, a)) {
         const cuda_context *c = cuda_of(o);
         cudaStream_t stream = c->stream;
-        if (takes_fused_backward(a, g)) {
-            cuda_check(o, fused_dq(a, g, delta, c->warpgroups, stream), "attention, backward: dq");
-            cuda_check(o, fused_dkv(a, g, delta, shares, c->warpgroups, stream), "attention, backward: dk, dv");
-        } else {
+        if (!takes_fused_backward(a, g)) {
             cuda_check(o, plain_delta(a, g, delta, stream), "attention, backward: delta");
             cuda_check(o, plain_dq(a, g, delta, stream), "attention, backward: dq");
             cuda_check(o, plain_dkv(a, g, delta, shares, stream), "attention, backward: dk, dv");
+        } else if (size == HOPPER_NONE || !c->warpgroups) {
+            cuda_check(o, fused_dq(a, g, delta, stream), "attention, backward: dq");
+            cuda_check(o, fused_dkv(a, g, delta, shares, stream), "attention, backward: dk, dv");
+        } else {
+            cuda_check(o, hopper_backward(a, g, size, delta, shares, c->sm_count, stream), "attention, backward");
         }
         if (a->rope) cuda_check(o, plain_rope_sum(a, g, shares, stream), "attention, backward: rotary key");
     }

@@ -1,7 +1,7 @@
 /* The fused forward pass on tensor cores: FlashAttention-2's loop (Dao 2023, algorithm 1). A block owns ROWS queries of
  * one head, a warp 16 or 32 of them; keys and values pass through two buffers of shared memory, so that the next tile
  * loads under this one's products. The cuts are those that measured best (bench/notes.md). */
-#include "attention/cuda/warpgroup.cuh"
+#include "attention/cuda/tiles.cuh"
 
 using namespace tiles;
 
@@ -79,14 +79,13 @@ __device__ __forceinline__ void store_rows(const running<C> &r, const attn_core_
 }
 
 template <typename C> __global__ void __launch_bounds__(C::THREADS, C::BLOCKS) forward_kernel(attn_core_args a) {
-    typedef typename C::P P;
     extern __shared__ __align__(1024) char shared[];
     uint32_t q = shared_address(shared), k = q + C::OWN_QK, v = k + 2 * C::STEP_QK;
     int blocks = (int)((a.context + C::ROWS - 1) / C::ROWS), context = (int)a.context;
     int first = (blocks - 1 - (int)(blockIdx.x % blocks)) * C::ROWS; /* the longest rows begin first */
     int h = (int)(blockIdx.x / blocks % a.heads);
     head x = head_of(a, blockIdx.x / blocks / a.heads, h, h * a.kv_heads / a.heads);
-    int row = first + C::warp_row(), last = first + C::group_row() + C::GROUP - 1;
+    int row = first + C::warp_row(), last = row + 16 * C::MT - 1;
     int keys = min(first + C::ROWS, context), steps = (keys + C::TILE - 1) / C::TILE;
 
     running<C> r;
@@ -104,16 +103,14 @@ template <typename C> __global__ void __launch_bounds__(C::THREADS, C::BLOCKS) f
             C::step_qk(k + (1 - buffer) * C::STEP_QK, x.k, x.k_rope, key + C::TILE, context);
             C::step_v(v + (1 - buffer) * C::STEP_V, x.v, key + C::TILE, context);
         }
-        if (key > last) continue; /* all later than the group's queries */
+        if (key > last) continue; /* all later than the warp's queries */
         float s[C::MT][C::TILE / 8][4];
-        P::template start_a_bt<C::QK, C::ROWS, C::MT, C::TILE>(s, q, row - first, k + buffer * C::STEP_QK);
-        P::template finish<0>(s);
+        multiply_a_bt<C::QK, C::ROWS, C::MT, C::TILE>(s, q, row - first, k + buffer * C::STEP_QK);
         if (key + C::TILE - 1 > row) hide_later_keys<C>(s, row, key);
         softmax<C>(r, s, a.scale * LOG2_E);
         uint32_t p[C::MT][C::TILE / 16][4];
         as_left<C::MT, C::TILE>(p, s);
-        P::template start_p_b<C::V, C::MT, C::TILE>(r.o, p, v + buffer * C::STEP_V);
-        P::template finish<0>(r.o);
+        add_p_b<C::V, C::MT, C::TILE>(r.o, p, v + buffer * C::STEP_V);
     }
     store_rows<C>(r, a, x, h, row);
 }
@@ -125,17 +122,11 @@ template <typename C> cudaError_t run(const attn_core_args *a, cudaStream_t stre
 
 } // namespace
 
-cudaError_t fused_forward(const attn_core_args *a, bool warpgroups, cudaStream_t stream) {
+cudaError_t fused_forward(const attn_core_args *a, cudaStream_t stream) {
     int qk = a->nope + a->rope, v = a->value;
-    if (warpgroups) {
-        if (qk <= 64 && v <= 64) return run<cut<by_warpgroup, 64, 64, 1, 128, 4, 3>>(a, stream);
-        if (qk <= 96 && v <= 64) return run<cut<by_warpgroup, 96, 64, 1, 64, 8, 2>>(a, stream);
-        if (qk <= 128 && v <= 128) return run<cut<by_warpgroup, 128, 128, 1, 128, 12, 1>>(a, stream);
-        if (qk <= 192 && v <= 128) return run<cut<by_warpgroup, 192, 128, 1, 128, 8, 1>>(a, stream);
-    }
-    if (qk <= 64 && v <= 64) return run<cut<by_warp, 64, 64, 2, 64>>(a, stream);
-    if (qk <= 96 && v <= 64) return run<cut<by_warp, 96, 64, 2, 64>>(a, stream);
-    if (qk <= 128 && v <= 128) return run<cut<by_warp, 128, 128, 2, 64>>(a, stream);
-    if (qk <= 192 && v <= 128) return run<cut<by_warp, 192, 128, 2, 32>>(a, stream);
-    return run<cut<by_warp, 256, 256, 1, 32>>(a, stream);
+    if (qk <= 64 && v <= 64) return run<cut<64, 64, 2, 64>>(a, stream);
+    if (qk <= 96 && v <= 64) return run<cut<96, 64, 2, 64>>(a, stream);
+    if (qk <= 128 && v <= 128) return run<cut<128, 128, 2, 64>>(a, stream);
+    if (qk <= 192 && v <= 128) return run<cut<192, 128, 2, 32>>(a, stream);
+    return run<cut<256, 256, 1, 32>>(a, stream);
 }

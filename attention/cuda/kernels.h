@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attention/core.h"
+#include "attention/cuda/hopper_cuts.h"
 
 #include <cuda_runtime.h>
 
@@ -10,16 +11,23 @@
 extern "C" {
 #endif
 
-enum { PLAIN_MOST_DIM = 256 }; /* D_n + D_r and D_v at most, of both families */
+enum { PLAIN_MOST_DIM = 256 }; /* D_n + D_r and D_v at most, of plain and fused kernels */
 
 /* The fused kernels, on tensor cores: bf16; D_n, D_r and D_v multiples of 8; every operand's head begins on 16 bytes;
- * H = G where D_r > 0. fused_dq writes delta too, which fused_dkv reads. warpgroups: multiply by wgmma, for devices of
- * capability 9.0, heads up to 192 / 128; else by mma.sync, for 8.0 and up. */
-cudaError_t fused_forward(const attn_core_args *a, bool warpgroups, cudaStream_t stream);
-cudaError_t fused_dq(const attn_core_args *a, const attn_core_grads *g, float *delta, bool warpgroups,
-                     cudaStream_t stream);
+ * H = G where D_r > 0. For compute capability 8.0 and up. fused_dq writes delta [B, H, T] too, which fused_dkv reads;
+ * shares as plain_dkv's. */
+cudaError_t fused_forward(const attn_core_args *a, cudaStream_t stream);
+cudaError_t fused_dq(const attn_core_args *a, const attn_core_grads *g, float *delta, cudaStream_t stream);
 cudaError_t fused_dkv(const attn_core_args *a, const attn_core_grads *g, const float *delta, float *shares,
-                      bool warpgroups, cudaStream_t stream);
+                      cudaStream_t stream);
+
+/* The same on a device of capability 9.0 with `sms` multiprocessors, whose own instructions they use; size: what
+ * hopper_size_of says of the heads, not HOPPER_NONE. cudaErrorNotSupported: the driver makes no tensor maps.
+ * hopper_forward: tickets, two ints that are 0 before and after. hopper_backward: dq, dk, dv and the shares of dk_rope;
+ * scratch: hopper_room_of's bytes, on 256. */
+cudaError_t hopper_forward(const attn_core_args *a, hopper_size size, int *tickets, int sms, cudaStream_t stream);
+cudaError_t hopper_backward(const attn_core_args *a, const attn_core_grads *g, hopper_size size, void *scratch,
+                            float *shares, int sms, cudaStream_t stream);
 
 /* The plain kernels: every shape, fp32 and bf16. */
 

@@ -1,6 +1,5 @@
 /* Tiles of bf16 in shared memory and their products on tensor cores, for compute capability 8.0 and up: cp.async fills
- * a tile, ldmatrix reads it, mma.sync m16n8k16 multiplies with fp32 sums. Kernels are written against a family of
- * products: by_warp here, by_warpgroup in warpgroup.cuh.
+ * a tile, ldmatrix reads it, mma.sync m16n8k16 multiplies with fp32 sums.
  *
  * A tile is rows of D columns, D a multiple of 32. Its 16-byte chunks are stored exclusive-or'ed with a pattern of the
  * row, so that the eight rows that are read at once lie in different banks.
@@ -79,9 +78,16 @@ __host__ __device__ constexpr int power_below(int n) {
     return n < 2 ? 1 : 2 * power_below(n / 2);
 }
 
+/* Bytes from the start of a tile [ROWS, D] to a chunk of 8 columns. */
+template <int D, int ROWS> __device__ __forceinline__ uint32_t chunk_at(int row, int chunk) {
+    static_assert(D % 32 == 0, "a row is whole groups of four chunks");
+    int pattern = D % 64 == 0 ? row & 7 : row >> 1 & 3;
+    return (uint32_t)(row * (D / 8) + (chunk ^ pattern)) * 16;
+}
+
 /* Fills ROWS rows of a tile from row `first` of the operand: left's columns, then right's, then zeros; rows from
  * `count` on are zeros. Columns come in whole chunks. A thread keeps its column and walks down the rows. */
-template <typename P, int D, int ROWS, int THREADS>
+template <int D, int ROWS, int THREADS>
 __device__ __forceinline__ void fill(uint32_t tile, rows left, rows right, int first, int count) {
     constexpr int CHUNKS = D / 8, PASS = power_below(THREADS / CHUNKS);
     int row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS, col = chunk * 8;
@@ -94,13 +100,12 @@ __device__ __forceinline__ void fill(uint32_t tile, rows left, rows right, int f
     if (first + ROWS <= count) {
 #pragma unroll
         for (int i = 0; i < ROWS / PASS; i++, data += stride)
-            copy_async(tile + P::template chunk_at<D, ROWS>(row + i * PASS, chunk), data, bytes);
+            copy_async(tile + chunk_at<D, ROWS>(row + i * PASS, chunk), data, bytes);
     } else {
 #pragma unroll
         for (int i = 0; i < ROWS / PASS; i++, data += stride) {
             bool inside = first + row + i * PASS < count;
-            copy_async(tile + P::template chunk_at<D, ROWS>(row + i * PASS, chunk), inside ? data : left.data,
-                       inside ? bytes : 0);
+            copy_async(tile + chunk_at<D, ROWS>(row + i * PASS, chunk), inside ? data : left.data, inside ? bytes : 0);
         }
     }
 }
@@ -114,68 +119,45 @@ template <int MT, int N> __device__ __forceinline__ void clear(float (&c)[MT][N]
             for (int i = 0; i < 4; i++) c[m][n][i] = 0;
 }
 
-/* Products of one warp, by mma.sync: complete on return. */
-struct by_warp {
-    static constexpr int WARPS = 1; /* that multiply together */
-
-    /* Columns that a tile of D is stored with. */
-    static constexpr int columns(int d) { return d; }
-
-    /* Bytes from the start of a tile [ROWS, D] to a chunk of 8 columns. */
-    template <int D, int ROWS> static __device__ __forceinline__ uint32_t chunk_at(int row, int chunk) {
-        static_assert(D % 32 == 0, "a row is whole groups of four chunks");
-        int pattern = D % 64 == 0 ? row & 7 : row >> 1 & 3;
-        return (uint32_t)(row * (D / 8) + (chunk ^ pattern)) * 16;
-    }
-
-    /* What this thread copied is seen by the products after the next barrier. */
-    static __device__ __forceinline__ void publish() {}
-
-    /* c [16 MT, N] = a bt over D columns: the warp's rows of tile a [ROWS, D] from row `first`, all rows of tile b. */
-    template <int D, int ROWS, int MT, int N>
-    static __device__ __forceinline__ void start_a_bt(float (&c)[MT][N / 8][4], uint32_t a, int first, uint32_t b) {
-        int a_row = first + lane() % 16, b_row = lane() % 8 + lane() / 16 * 8;
-        clear(c);
+/* c [16 MT, N] = a bt over D columns: the warp's rows of tile a [ROWS, D] from row `first`, all rows of tile b. */
+template <int D, int ROWS, int MT, int N>
+__device__ __forceinline__ void multiply_a_bt(float (&c)[MT][N / 8][4], uint32_t a, int first, uint32_t b) {
+    int a_row = first + lane() % 16, b_row = lane() % 8 + lane() / 16 * 8;
+    clear(c);
 #pragma unroll
-        for (int k = 0; k < D / 16; k++) {
-            uint32_t left[MT][4];
+    for (int k = 0; k < D / 16; k++) {
+        uint32_t left[MT][4];
 #pragma unroll
-            for (int m = 0; m < MT; m++)
-                load_blocks(left[m], a + chunk_at<D, ROWS>(a_row + 16 * m, 2 * k + lane() / 16));
+        for (int m = 0; m < MT; m++) load_blocks(left[m], a + chunk_at<D, ROWS>(a_row + 16 * m, 2 * k + lane() / 16));
 #pragma unroll
-            for (int n = 0; n < N / 16; n++) {
-                uint32_t right[4];
-                load_blocks(right, b + chunk_at<D, N>(b_row + 16 * n, 2 * k + lane() / 8 % 2));
+        for (int n = 0; n < N / 16; n++) {
+            uint32_t right[4];
+            load_blocks(right, b + chunk_at<D, N>(b_row + 16 * n, 2 * k + lane() / 8 % 2));
 #pragma unroll
-                for (int m = 0; m < MT; m++) {
-                    multiply(c[m][2 * n], left[m], right[0], right[1]);
-                    multiply(c[m][2 * n + 1], left[m], right[2], right[3]);
-                }
+            for (int m = 0; m < MT; m++) {
+                multiply(c[m][2 * n], left[m], right[0], right[1]);
+                multiply(c[m][2 * n + 1], left[m], right[2], right[3]);
             }
         }
     }
+}
 
-    /* c [16 MT, D] += p b: p [16 MT, K] in registers as left operands, tile b [K, D]. */
-    template <int D, int MT, int K>
-    static __device__ __forceinline__ void start_p_b(float (&c)[MT][D / 8][4], uint32_t (&p)[MT][K / 16][4],
-                                                     uint32_t b) {
+/* c [16 MT, D] += p b: p [16 MT, K] in registers as left operands, tile b [K, D]. */
+template <int D, int MT, int K>
+__device__ __forceinline__ void add_p_b(float (&c)[MT][D / 8][4], uint32_t (&p)[MT][K / 16][4], uint32_t b) {
 #pragma unroll
-        for (int k = 0; k < K / 16; k++)
+    for (int k = 0; k < K / 16; k++)
 #pragma unroll
-            for (int n = 0; n < D / 16; n++) {
-                uint32_t right[4];
-                load_blocks_transposed(right, b + chunk_at<D, K>(16 * k + lane() % 16, 2 * n + lane() / 16));
+        for (int n = 0; n < D / 16; n++) {
+            uint32_t right[4];
+            load_blocks_transposed(right, b + chunk_at<D, K>(16 * k + lane() % 16, 2 * n + lane() / 16));
 #pragma unroll
-                for (int m = 0; m < MT; m++) {
-                    multiply(c[m][2 * n], p[m][k], right[0], right[1]);
-                    multiply(c[m][2 * n + 1], p[m][k], right[2], right[3]);
-                }
+            for (int m = 0; m < MT; m++) {
+                multiply(c[m][2 * n], p[m][k], right[0], right[1]);
+                multiply(c[m][2 * n + 1], p[m][k], right[2], right[3]);
             }
-    }
-
-    /* c is there when all but the PENDING last products are. */
-    template <int PENDING, int MT, int N> static __device__ __forceinline__ void finish(float (&c)[MT][N][4]) {}
-};
+        }
+}
 
 /* A sum's fragment, rounded to bf16, as left operands of the next product. */
 template <int MT, int N>
@@ -228,36 +210,32 @@ __device__ __forceinline__ rows values_of(const tensor &t, const attn_core_args 
 
 /* How a kernel is cut for one pair of head sizes. TILE: tokens of the other side in a step; BLOCKS: on a multiprocessor
  * at once. */
-template <typename P_, int QK_, int V_, int MT_, int TILE_, int WARPS_ = 4, int BLOCKS_ = 2> struct cut {
-    typedef P_ P;
+template <int QK_, int V_, int MT_, int TILE_, int WARPS_ = 4, int BLOCKS_ = 2> struct cut {
     static constexpr int QK = QK_, V = V_, MT = MT_, TILE = TILE_, WARPS = WARPS_, BLOCKS = BLOCKS_;
     static constexpr int THREADS = WARPS * LANES;
-    static constexpr int ROWS = 16 * MT * WARPS;     /* tokens of a block's own side */
-    static constexpr int GROUP = 16 * MT * P::WARPS; /* of which those that multiply together have */
+    static constexpr int ROWS = 16 * MT * WARPS; /* tokens of a block's own side */
     /* Bytes of the tiles. */
-    static constexpr int OWN_QK = ROWS * P::columns(QK) * 2, OWN_V = ROWS * P::columns(V) * 2;
-    static constexpr int STEP_QK = TILE * P::columns(QK) * 2, STEP_V = TILE * P::columns(V) * 2;
+    static constexpr int OWN_QK = ROWS * QK * 2, OWN_V = ROWS * V * 2;
+    static constexpr int STEP_QK = TILE * QK * 2, STEP_V = TILE * V * 2;
 
-    /* The first of the warp's rows, and of its group's. */
+    /* The first of the warp's rows. */
     static __device__ __forceinline__ int warp_row() { return threadIdx.x / LANES * 16 * MT; }
-    static __device__ __forceinline__ int group_row() { return threadIdx.x / (LANES * P::WARPS) * GROUP; }
 
     static __device__ __forceinline__ void own_qk(uint32_t to, rows left, rows right, int first, int count) {
-        fill<P, QK, ROWS, THREADS>(to, left, right, first, count);
+        fill<QK, ROWS, THREADS>(to, left, right, first, count);
     }
     static __device__ __forceinline__ void own_v(uint32_t to, rows values, int first, int count) {
-        fill<P, V, ROWS, THREADS>(to, values, {}, first, count);
+        fill<V, ROWS, THREADS>(to, values, {}, first, count);
     }
     static __device__ __forceinline__ void step_qk(uint32_t to, rows left, rows right, int first, int count) {
-        fill<P, QK, TILE, THREADS>(to, left, right, first, count);
+        fill<QK, TILE, THREADS>(to, left, right, first, count);
     }
     static __device__ __forceinline__ void step_v(uint32_t to, rows values, int first, int count) {
-        fill<P, V, TILE, THREADS>(to, values, {}, first, count);
+        fill<V, TILE, THREADS>(to, values, {}, first, count);
     }
     /* Everything copied so far is there, for all threads. */
     static __device__ __forceinline__ void arrive() {
         wait_for_groups();
-        P::publish();
         __syncthreads();
     }
 };

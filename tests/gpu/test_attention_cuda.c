@@ -1,4 +1,4 @@
-/* The CUDA attention core, with each family of products that the device has, against the CPU's, fp32 and bf16, on the
+/* The CUDA attention core, with each family of kernels that the device has, against the CPU's, fp32 and bf16, on the
  * same inputs (rounded to bf16 for both where the GPU's are). The CPU core is itself held against double in tests/unit.
  *
  * fp32: the order of sums may differ. bf16: at most twice the error of a naive bf16 computation, which rounds the
@@ -310,6 +310,29 @@ static void test_long_context(void **state) {
     check_both((shape){1, 1025, 2, 2, 64, 32, 64, true, 1, false, false});
 }
 
+/* bf16, by both families; the plain kernels see no more in these than in small ones. */
+static void check_fused(shape s) {
+    check_case(s, false, false);
+    check_case(s, false, true);
+}
+
+/* Several tiles of keys and of queries and one more row, whole heads in turn on a multiprocessor. */
+static void test_several_tiles(void **state) {
+    check_fused((shape){2, 385, 12, 12, 64, 0, 64, false, 1, false, false});
+    check_fused((shape){2, 385, 12, 12, 64, 32, 64, true, 1, false, false});
+    check_fused((shape){1, 1025, 2, 2, 64, 0, 64, false, 1, false, false});
+    check_fused((shape){1, 1025, 2, 2, 128, 0, 128, true, 1, false, false});
+    check_fused((shape){1, 1025, 2, 2, 128, 64, 128, true, 1, false, false});
+    check_fused((shape){3, 449, 4, 2, 64, 0, 64, false, 1, false, false});
+    check_fused((shape){1, 449, 6, 1, 128, 0, 128, true, 1, false, false});
+}
+
+/* More heads than there are sums of dq kept: places of sums are used again. */
+static void test_many_heads(void **state) {
+    check_fused((shape){9, 257, 12, 12, 64, 0, 64, false, 1, false, false});
+    check_fused((shape){20, 129, 12, 12, 128, 64, 128, true, 1, false, false});
+}
+
 static void test_sizes_of_heads(void **state) {
     check_both((shape){1, 130, 2, 2, 16, 8, 16, true, 1, false, false});
     check_both((shape){1, 130, 2, 2, 32, 16, 32, false, 1, false, false});
@@ -321,6 +344,8 @@ static void test_sizes_of_heads(void **state) {
     check_both((shape){1, 130, 2, 2, 80, 0, 48, false, 1, false, false});
     check_both((shape){1, 130, 2, 2, 112, 32, 96, true, 1, false, false});
     check_both((shape){1, 130, 2, 2, 160, 48, 160, false, 1, false, false});
+    check_both((shape){1, 130, 2, 2, 160, 0, 128, false, 1, false, false});
+    check_both((shape){1, 130, 2, 2, 40, 56, 64, true, 1, false, false});
 }
 
 /* What the fused kernels do not take: sizes that are no multiple of 8, views off the 16-byte boundaries. */
@@ -337,10 +362,14 @@ static void test_grouped_heads(void **state) {
 
 static void test_large_scores(void **state) {
     check_both((shape){1, 130, 2, 2, 64, 32, 64, true, 30, false, false});
+    check_fused((shape){1, 385, 2, 2, 64, 0, 64, false, 30, false, false});
+    check_fused((shape){1, 385, 2, 2, 128, 64, 128, true, 30, false, false});
 }
 
 static void test_equal_keys(void **state) {
     check_both((shape){1, 130, 2, 2, 64, 32, 64, true, 1, true, false});
+    check_fused((shape){1, 385, 2, 2, 64, 0, 64, true, 1, true, false});
+    check_fused((shape){1, 385, 2, 2, 128, 64, 128, false, 1, true, false});
 }
 
 /* Heads that are too wide end in one message, no crash. */
@@ -361,6 +390,8 @@ static void test_too_wide_a_head_is_refused(void **state) {
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup(test_contexts, inputs_start),
     cmocka_unit_test_setup(test_long_context, inputs_start),
+    cmocka_unit_test_setup(test_several_tiles, inputs_start),
+    cmocka_unit_test_setup(test_many_heads, inputs_start),
     cmocka_unit_test_setup(test_sizes_of_heads, inputs_start),
     cmocka_unit_test_setup(test_odd_shapes, inputs_start),
     cmocka_unit_test_setup(test_grouped_heads, inputs_start),

@@ -10,6 +10,8 @@
 extern "C" {
 #endif
 
+enum { CUDA_TICKETS = 2 };
+
 typedef struct cuda_context {
     int device;
     int sm_count;        /* multiprocessors */
@@ -22,6 +24,7 @@ typedef struct cuda_context {
     struct cuda_plans *plans; /* product algorithms chosen so far, by shape (core/ops/cuda/matmul.c) */
     void *scratch;            /* of reductions; a call's contents end with it */
     size_t scratch_bytes;
+    int *tickets;      /* [CUDA_TICKETS] by which a launch's blocks share out its work; 0 between launches */
     size_t free_bytes; /* of the device, when the table was opened */
 
     cudaStream_t side; /* offloads leave the device here */

@@ -197,6 +197,7 @@ static void context_free(cuda_context *c) {
     cuda_offload_close(c);
     cuda_matmul_close(c);
     cudaFree(c->scratch);
+    cudaFree(c->tickets);
     if (c->stream) cudaStreamDestroy(c->stream);
     free(c);
 }
@@ -262,6 +263,9 @@ static status context_open(cuda_context *c) {
     if (code == cudaSuccess) code = cudaMemGetInfo(&c->free_bytes, &all);
     c->scratch_bytes = SCRATCH_BYTES;
     if (code == cudaSuccess) code = cudaMalloc(&c->scratch, c->scratch_bytes);
+    size_t bytes = CUDA_TICKETS * sizeof *c->tickets;
+    if (code == cudaSuccess) code = cudaMalloc((void **)&c->tickets, bytes);
+    if (code == cudaSuccess) code = cudaMemsetAsync(c->tickets, 0, bytes, c->stream);
     if (code != cudaSuccess)
         return status_fail(STATUS_CONFIG, "GPU %d does not start: %s", c->device, cudaGetErrorString(code));
     TRY(cuda_offload_start(c));
