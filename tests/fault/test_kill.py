@@ -2,6 +2,7 @@
 
 Each kill picks one process among mpirun, the ranks and what they have started, at a random moment of the session, its
 start and its checkpoints included. BULKHEAD_SEED repeats a choice of moments."""
+import contextlib
 import os
 import random
 import signal
@@ -40,7 +41,8 @@ class Kill(harness.RunTest):
         family = self.descendants(job.pid)
         if job.poll() is None:
             victim = rng.choice(family)
-            os.kill(victim, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it was on its way out
+                os.kill(victim, signal.SIGKILL)
         out, err = job.communicate(timeout=60)
         for pid in family:  # of a killed mpirun they end a moment later
             deadline = time.monotonic() + 30

@@ -237,8 +237,8 @@ static void test_the_plan_counts_the_checkpoints_that_stay(void **state) {
     config_free(&c);
 }
 
-/* What a step really hands to its data-parallel group is what the plan says, but for the loss and, where it is cut, the
- * norm, 8 bytes each. */
+/* What a step really hands to its data-parallel group is what the plan says, but for each rank's loss and, where the
+ * gradient is cut, its norm: 8 bytes each. */
 static void check_data_parallel_bytes(const char *data, const char *zero, bool cut) {
     const char *settings[] = {"model.layers=2",
                               "model.width=32",
@@ -270,7 +270,7 @@ static void check_data_parallel_bytes(const char *data, const char *zero, bool c
     model_reduce_loss(&m);
     optimizer_norm(&m);
     optimizer_update(&m, &c, 1, 1e-3);
-    assert_int_equal(counter.bytes, p.dp_step_bytes + 8 + (cut ? 8 : 0));
+    assert_int_equal(counter.bytes, p.dp_step_bytes + 8 * c.parallel.data + (cut ? 8 : 0));
     model_free(&m);
     config_free(&c);
 }
