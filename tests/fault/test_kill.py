@@ -5,8 +5,11 @@ start and its checkpoints included. BULKHEAD_SEED repeats a choice of moments.""
 import contextlib
 import os
 import random
+import shutil
 import signal
 import sqlite3
+import subprocess
+import tempfile
 import time
 import unittest
 
@@ -42,11 +45,20 @@ class Kill(harness.RunTest):
         if job.poll() == 0 and before is None:  # how long a whole run takes now, on a machine that others use
             self.session_s = time.monotonic() - start
         family = self.descendants(job.pid)
+        killed = "nothing"
         if job.poll() is None:
             victim = rng.choice(family)
+            killed = self.describe(victim)
             with contextlib.suppress(ProcessLookupError):  # it was on its way out
                 os.kill(victim, signal.SIGKILL)
-        out, err = job.communicate(timeout=60)
+        try:
+            out, err = job.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            left = [self.describe(pid) for pid in self.descendants(job.pid)]
+            kept = tempfile.mkdtemp(prefix="bulkhead-hang-")
+            if os.path.exists(self.path(run)):
+                shutil.copytree(self.path(run), kept, dirs_exist_ok=True)
+            self.fail("\n  ".join([f"{run} goes on 60 s after its kill, of {killed}; its folder is kept as {kept}; there are:", *left]))
         for pid in family:  # of a killed mpirun they end a moment later
             deadline = time.monotonic() + 30
             while self.alive(pid):
@@ -54,6 +66,19 @@ class Kill(harness.RunTest):
                 time.sleep(0.01)
         self.nothing_is_lost(run, before, err)
         return job.returncode == 0
+
+    def describe(self, pid):
+        """Command, role and what it waits in."""
+        said = []
+        for name in ("cmdline", "environ", "wchan", "stat"):
+            try:
+                with open(f"/proc/{pid}/{name}") as f:
+                    said.append(f.read())
+            except OSError:
+                said.append("")
+        command, environment, wait, stat = said
+        rank = [e for e in environment.split("\0") if e.startswith("OMPI_COMM_WORLD_RANK=")]
+        return " ".join([str(pid), *command.split("\0")[:3], *rank, wait, stat.rpartition(")")[2][:3]])
 
     def alive(self, pid):
         try:
