@@ -43,6 +43,9 @@ extern const char *const checkpoint_kind_names[CHECKPOINT_KINDS];
 void checkpoint_name(char out[CHECKPOINT_NAME_BYTES], int64_t step);
 int64_t checkpoint_step_of(const char *name);
 
+/* RUN/checkpoints. */
+void checkpoint_folder(char out[CHECKPOINT_PATH_BYTES], const config *c);
+
 /* The folder of a step in the run folder: under its name, or as it is called while it is written. */
 void checkpoint_path(char out[CHECKPOINT_PATH_BYTES], const config *c, int64_t step, bool whole);
 

@@ -3,9 +3,6 @@
 
 #include "trainer/checkpoint.h"
 
-/* RUN/checkpoints. */
-void checkpoint_folder(char out[CHECKPOINT_PATH_BYTES], const config *c);
-
 /* The name of a rank's shard. */
 void checkpoint_shard_name(char out[CHECKPOINT_NAME_BYTES], int rank);
 

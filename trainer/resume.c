@@ -86,7 +86,7 @@ status resume_find(resume *r, const config *c, const char *how) {
     if (strcmp(how, "auto") != 0) {
         TRY(take_named(r, how));
     } else if (r->adopts) {
-        snprintf(r->folder, sizeof r->folder, "%s/checkpoints", c->run.dir);
+        checkpoint_folder(r->folder, c);
         TRY(list_candidates(r));
     }
     r->reads = r->count > r->next;
@@ -178,7 +178,7 @@ static void leave_later(resume *r, const config *c, int64_t step) {
     char folder[CHECKPOINT_PATH_BYTES], path[CHECKPOINT_PATH_BYTES], run[RUN_ID_BYTES];
     int64_t *steps;
     int count;
-    snprintf(folder, sizeof folder, "%s/checkpoints", c->run.dir);
+    checkpoint_folder(folder, c);
     status s = checkpoint_list(folder, &steps, &count);
     for (int i = 0; i < count && s == STATUS_OK && steps[i] > step; i++) {
         checkpoint_path(path, c, steps[i], true);

@@ -130,7 +130,7 @@ static status open_run_folder(job *j) {
     char folder[CHECKPOINT_PATH_BYTES];
     if (!j->resume.adopts) return run_folder_create(&j->c, j->resume.run);
     TRY(run_folder_adopt(&j->c, j->resume.run));
-    run_folder_path(folder, sizeof folder, &j->c, "checkpoints");
+    checkpoint_folder(folder, &j->c);
     bool back = j->saved_step >= 0 && checkpoint_latest(folder) > j->saved_step;
     return back ? checkpoint_set_latest(&j->c, j->saved_step) : STATUS_OK;
 }
