@@ -366,3 +366,19 @@ static inline noise_outcome noise_go(noise_model *n, const noise_run *r, double 
     free(size);
     return out;
 }
+
+/* Of all heads of so many runs, each with a spike of 1.5 e^m, 95% have an onset at theta = 1.25 and a reference. */
+static inline void noise_check_spikes(const char *variant, int layers, int snapshots, int runs) {
+    noise_model n = noise_open(variant, layers, snapshots);
+    int heads = runs * n.heads, found = 0, references = 0;
+    for (int i = 0; i < runs; i++) {
+        noise_run r = {.drift = i % NOISE_DRIFTS, .seed = inputs_seed + (uint64_t)i, .excess = 1.5};
+        noise_outcome o = noise_go(&n, &r, 1.25);
+        found += o.onsets;
+        references += o.references;
+    }
+    noise_close(&n);
+    printf("%s: of %d heads with a spike of 1.5 e^m %d have an onset at theta = 1.25, %d a reference\n", variant, heads,
+           found, references);
+    assert_true(found >= 0.95 * heads && references >= 0.95 * heads);
+}

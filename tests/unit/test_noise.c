@@ -24,18 +24,7 @@ static void noise_has_no_onset(const char *variant) {
 }
 
 static void spikes_are_found(const char *variant) {
-    noise_model n = noise_open(variant, PLANTED_LAYERS, SNAPSHOTS);
-    int found = 0, references = 0, heads = PLANTED_RUNS * n.heads;
-    for (int i = 0; i < PLANTED_RUNS; i++) {
-        noise_run r = {.drift = i % NOISE_DRIFTS, .seed = inputs_seed + (uint64_t)i, .excess = 1.5};
-        noise_outcome o = noise_go(&n, &r, 1.25);
-        found += o.onsets;
-        references += o.references;
-    }
-    noise_close(&n);
-    if (found < 0.95 * heads || references < 0.95 * heads)
-        fail_msg("%s: of %d heads with a spike of 1.5 e^m %d have an onset, %d a reference", variant, heads, found,
-                 references);
+    noise_check_spikes(variant, PLANTED_LAYERS, SNAPSHOTS, PLANTED_RUNS);
 }
 
 static void noise_of_mha(void **state) {

@@ -152,18 +152,7 @@ static void check_noise(const char *variant) {
 }
 
 static void check_spikes(const char *variant) {
-    noise_model n = noise_open(variant, NOISE_LAYERS, NOISE_SNAPSHOTS);
-    int heads = PLANTED_RUNS * n.heads, found = 0, references = 0;
-    for (int i = 0; i < PLANTED_RUNS; i++) {
-        noise_run r = {.drift = i % NOISE_DRIFTS, .seed = inputs_seed + (uint64_t)i, .excess = 1.5};
-        noise_outcome o = noise_go(&n, &r, 1.25);
-        found += o.onsets;
-        references += o.references;
-    }
-    noise_close(&n);
-    printf("%s: of %d heads with a spike of 1.5 e^m %d have an onset at theta = 1.25, %d a reference\n", variant, heads,
-           found, references);
-    assert_true(found >= 0.95 * heads && references >= 0.95 * heads);
+    noise_check_spikes(variant, NOISE_LAYERS, NOISE_SNAPSHOTS, PLANTED_RUNS);
 }
 
 static void noise_of_mha(void **state) {
