@@ -1,4 +1,4 @@
-/* A token shard: every token of what opens can be read. */
+/* A token shard: the tokens of what opens are what the file has behind its header. */
 #include "input.h"
 
 #include "data/shard.h"
@@ -10,7 +10,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t bytes) {
         check_refusal(got, STATUS_DATA);
         return 0;
     }
-    if (s.tokens < 0 || (size_t)s.tokens > bytes) FINDING("%lld tokens", (long long)s.tokens);
+    const char *end = (const char *)s.map + bytes;
+    if (s.tokens < 0 || (const char *)s.data + s.tokens * s.token_bytes != end)
+        FINDING("%lld tokens of %d bytes do not end where the file does", (long long)s.tokens, s.token_bytes);
     int32_t *tokens = malloc(((size_t)s.tokens + 1) * sizeof *tokens);
     if (!tokens) abort();
     shard_read(&s, 0, s.tokens, tokens);

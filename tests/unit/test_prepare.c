@@ -154,12 +154,11 @@ static void one_document_is_split_into_runs(void **state) {
 static void documents_are_split_whole(void **state) {
     folder f = folder_make();
     enum { DOCUMENTS = 1000 };
+    static const char words[] = "anchors the sea deck of keel";
     const char *inputs[] = {folder_path(&f, "a.jsonl"), folder_path(&f, "b.jsonl")};
     char *file = calloc(1, DOCUMENTS * 64);
     for (int i = 0; i < DOCUMENTS; i++) {
-        char word[12];
-        snprintf(word, sizeof word, "%.*s", 8, "anchors the sea deck of keel" + i % 20);
-        sprintf(file + strlen(file), "{\"text\": \"document %d %s\"}\n", i, word);
+        sprintf(file + strlen(file), "{\"text\": \"document %d %.8s\"}\n", i, &words[i % 20]);
         if (i == 499) put(inputs[0], file), file[0] = '\0';
     }
     put(inputs[1], file);
@@ -174,7 +173,7 @@ static void documents_are_split_whole(void **state) {
     int at[2] = {0}, place_sum = 0;
     for (int i = 0; i < DOCUMENTS; i++) {
         char want[64];
-        snprintf(want, sizeof want, "document %d %.8s", i, "anchors the sea deck of keel" + i % 20);
+        snprintf(want, sizeof want, "document %d %.8s", i, &words[i % 20]);
         int side = at[1] < 100 && strcmp(splits[1]->texts[at[1]], want) == 0;
         if (strcmp(splits[side]->texts[at[side]++], want) != 0) fail_msg("%s is missing", want);
         if (side) place_sum += i % 10;
