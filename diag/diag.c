@@ -213,7 +213,7 @@ static status restore(diag *d, int64_t step) {
     d->ended_step = step == DIAG_AGAIN ? store_last_snapshot(d->store) : -1;
     d->progress = (channel_progress){store_messages(d->store), d->ended_step, d->ended_step};
     if (step != DIAG_AGAIN && store_is_new(d->store))
-        note(d, step, "warn", "resume", "there was no database: its rows begin behind step %lld", (long long)step);
+        note(d, step, "info", "resume", "the database is new: its rows begin behind step %lld", (long long)step);
     else if (step != DIAG_AGAIN && metrics < step)
         note(d, step, "warn", "resume", "rows of steps %lld to %lld are missing in the database",
              (long long)(metrics + 1), (long long)step);

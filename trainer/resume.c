@@ -233,6 +233,8 @@ status resume_load(resume *r, const config *c, int64_t windows, params *p, ops *
         *state = k.state;
         if (s == STATUS_OK && first) {
             note(r, false, "the run goes on from %s, written by tensor %d x data %d ranks", path, k.tp, k.dp);
+            if (r->adopts && !holds(c->run.dir, "run.db"))
+                note(r, true, "%s/run.db is gone: rows up to step %ld are lost", c->run.dir, (long)k.state.step);
             if (r->adopts && strcmp(k.run, r->run) == 0) leave_later(r, c, k.state.step);
             say(r);
         }

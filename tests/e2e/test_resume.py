@@ -435,6 +435,17 @@ class Kept(Resume):
         for key in ("train.steps", "train.lr", "checkpoint.keep"):
             self.assertTrue(any(m.startswith(key + ":") for m in told), (key, told))
 
+    def test_a_database_that_is_gone(self):
+        """A new one begins, and says that the rows of before are lost."""
+        config = self.small(train=dict(steps=9), checkpoint=dict(every=3, keep=9))
+        self.train(1, config, "whole")
+        self.cut("run", 6, of="whole")
+        os.remove(self.path("run", "run.db"))
+        db = self.go_on(1, config, "run")
+        self.assertEqual([s for (s,) in db.execute("SELECT step FROM train_metrics ORDER BY step")], [7, 8, 9])
+        told = db.execute("SELECT message FROM events WHERE kind = 'resume' AND level = 'warn'").fetchall()
+        self.assertEqual(told, [(self.path("run", "run.db") + " is gone: rows up to step 6 are lost",)])
+
     def test_a_start_by_name(self):
         config = self.small(train=dict(steps=9), checkpoint=dict(every=3, keep=9))
         want = self.losses(self.train(1, config, "run"))
@@ -453,6 +464,9 @@ class Kept(Resume):
         db = self.go_on(1, config, "branch", "train.steps=8", how=self.path("run"))
         self.assertEqual([s for (s,) in db.execute("SELECT step FROM train_metrics ORDER BY step")], [8])
         self.assertEqual(self.saved("branch"), [7, 8])
+        told = db.execute("SELECT level, message FROM events WHERE kind = 'resume'").fetchall()
+        self.assertIn(("info", "the database is new: its rows begin behind step 7"), told)
+        self.assertNotIn("warn", [level for level, _ in told])
         for path in (self.path("nowhere"), self.path("run", "checkpoints", "step-00000004")):
             code, _, err = self.launch(1, config, "more", resume=path)
             self.assertEqual(code, 66, err)

@@ -347,7 +347,7 @@ static void messages_are_counted_through_a_death(void **state) {
 
 static void missing_rows_are_told(void **state) {
     run_part((part){1, EVERY, EVERY, 2 * EVERY, DIES}); /* there is no database */
-    check_sql("SELECT count(*) FROM events WHERE kind = 'resume' AND message LIKE '%no database%step 10'", 1);
+    check_sql("SELECT count(*) FROM events WHERE kind = 'resume' AND message LIKE '%database is new%step 10'", 1);
     run_part((part){1, 3 * EVERY, 3 * EVERY, LAST_STEP, FINISHES});
     check_sql("SELECT count(*) FROM events WHERE attempt = 2 AND kind = 'resume' AND message LIKE '%steps 21 to 30 are "
               "missing%'",
