@@ -285,6 +285,10 @@ void channel_report(channel_receiver *r, const channel_progress *p) {
     if (r->socket) say(r, MESSAGE_PROGRESS, p->step, p, sizeof *p);
 }
 
+void channel_go_on(channel_receiver *r) {
+    if (r->socket) say(r, MESSAGE_TAKES, 0, NULL, 0);
+}
+
 void channel_grant(channel_receiver *r) {
     if (r->wire) wire_in_grant(r->wire);
 }

@@ -119,6 +119,9 @@ typedef struct channel_progress {
 /* In a worker process: tells the supervisor. */
 void channel_report(channel_receiver *r, const channel_progress *p);
 
+/* In a worker process: the work on the last message is long, but goes on. Any thread. */
+void channel_go_on(channel_receiver *r);
+
 /* Asks compute rank 0 for the end of the run or a checkpoint (bits of channel_request); it decides. Nothing where the
  * channel does not go over MPI. */
 void channel_ask(channel_receiver *r, int requests);

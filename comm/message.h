@@ -11,7 +11,7 @@ void message_release(channel_message *m);
 /* What a worker process says beside records (channel_worker_open). */
 enum {
     MESSAGE_OPENED = -3,   /* step: a status; data: its text, or where the database stands (channel_progress) */
-    MESSAGE_TAKES = -4,    /* number: of the message that it works on from now on */
+    MESSAGE_TAKES = -4,    /* number: of the message that it works on, from now on or still */
     MESSAGE_PROGRESS = -5, /* data: channel_progress */
     MESSAGE_CONFIRM = -6,  /* step */
     MESSAGE_ASK = -7,      /* step: channel_request bits */

@@ -83,6 +83,7 @@
     KEY(null_draws, I, , "16384", 0, 100000000, "draws of a head's null ensemble; 0 leaves out what needs one")        \
     KEY(esd_every, I, , "0", 0, 1000000000, "steps between stored singular values; 0 is never")                        \
     KEY(when_behind, E, config_behind, "drop", 0, 0, "drop snapshots or wait when the diagnostics ranks are behind")   \
+    KEY(patience, I, , "1800", 1, 1000000000, "seconds that a layer's spectra may take before they count as hung")     \
     KEY(device, E, config_device, "cpu", 0, 0, "where spectra are computed: cpu or cuda; auto is cpu")                 \
     KEY(alerts, L, , "", 0, 0, "rules on columns: tw_score > 7 for 3 snapshots then stop")
 

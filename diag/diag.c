@@ -697,10 +697,15 @@ void diag_end(diag *d, int senders) {
 
 /* ---------------------------------------------------------------- the service */
 
+static void go_on(void *channel) {
+    channel_go_on(channel);
+}
+
 status diag_serve(diag *d, channel_receiver *channel, int senders) {
     int64_t confirmed = d->confirmed;
     channel_progress progress = d->progress;
     for (int i = 0; i < CHANNEL_SNAPSHOT_BUFFERS; i++) channel_grant(channel);
+    if (d->maps) maps_tell(d->maps, go_on, channel);
     for (;;) {
         channel_message m = {0};
         TRY(channel_receive(channel, &m));

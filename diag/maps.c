@@ -303,6 +303,11 @@ void maps_share(maps *m, int share, int shares) {
     m->shares = shares;
 }
 
+void maps_tell(maps *m, void (*told)(void *user), void *user) {
+    m->told = told;
+    m->told_user = user;
+}
+
 /* ---------------------------------------------------------------- a layer, a snapshot */
 
 static bool records(const job *j, const family *f) {
@@ -427,6 +432,7 @@ static void compute_layers(maps *m, const job *j) {
         job mine = *j;
         mine.tensor = m->tensors + (size_t)layer * CHAIN_SLOTS;
         compute_layer(&mine, &m->worker[omp_get_thread_num()], layer);
+        if (m->told) m->told(m->told_user);
     }
 }
 

@@ -64,6 +64,8 @@ struct maps {
     solver *solver;        /* NULL: LAPACK finds all singular values */
     bool solver_works;
     char solver_fault[256];
+    void (*told)(void *user); /* of each layer that has been computed; NULL: nobody */
+    void *told_user;
 };
 
 /* One snapshot at work. */

@@ -33,6 +33,8 @@ enum {
     FIRST_PAUSE_MS = 100, /* before the second start in a row, doubled for each further one */
     BUSY_PAUSE_MS = 2000, /* where the database cannot be opened */
     MOST_STEPS = 8,       /* snapshots that await their credit, or were left out and may still get shares */
+    END_S = 150,          /* behind the last message: ensembles that rows wait for, the last rows */
+    MOST_SLEEP_S = 1000,
 };
 static const size_t MOST_ENDED_BYTES = (size_t)512 << 20; /* kept of snapshots that the database does not take */
 
@@ -54,10 +56,11 @@ struct diag_worker {
     int rank;
     channel_receiver *channel;
     channel_sender *first;
-    pid_t pid;  /* 0: there is none */
-    int socket; /* -1: likewise */
-    bool opened, closed;
-    status opening, result; /* what the worker said of its start, and its end */
+    pid_t pid;                 /* 0: there is none */
+    int socket;                /* -1: likewise */
+    bool opened, closed, hung; /* hung: it was killed for that */
+    double heard_s;            /* when it said something last, or owed nothing */
+    status opening, result;    /* what the worker said of its start, and its end */
     char why[512];
     kept *list, **last;
     int64_t number, at; /* of the last message; of the one that the worker is at, 0: none */
@@ -110,7 +113,8 @@ static status start(diag_worker *w) {
         return status_fail(STATUS_IO, "the diagnostics worker does not start: %s", strerror(error));
     }
     w->socket = ends[0];
-    w->opened = w->closed = false;
+    w->opened = w->closed = w->hung = false;
+    w->heard_s = clock_now_s();
     w->opening = STATUS_OK;
     w->at = 0;
     for (kept *k = w->list; k; k = k->next) k->sent = false;
@@ -124,7 +128,9 @@ static void bury(diag_worker *w, char *how, size_t size) {
     w->socket = -1;
     while (w->pid && waitpid(w->pid, &end, 0) < 0 && errno == EINTR) continue;
     w->pid = 0;
-    if (WIFSIGNALED(end))
+    if (w->hung)
+        snprintf(how, size, "no sign of life for %ld s", (long)w->config->diagnostics.patience);
+    else if (WIFSIGNALED(end))
         snprintf(how, size, "signal %d (%s)", WTERMSIG(end), strsignal(WTERMSIG(end)));
     else
         snprintf(how, size, "exit code %d", WEXITSTATUS(end));
@@ -405,8 +411,36 @@ static void take_word(diag_worker *w) {
         take_death(w);
         return;
     }
+    w->heard_s = clock_now_s();
     take_answer(w, &m);
     message_release(&m);
+}
+
+/* ---------------------------------------------------------------- a worker that hangs */
+
+/* Within what time a word of the worker is due: that it has opened, takes a message, has closed. 0: none is. */
+static double due_within_s(const diag_worker *w) {
+    double patience_s = (double)w->config->diagnostics.patience;
+    if (!w->opened) return patience_s;
+    for (const kept *k = w->list; k; k = k->next)
+        if (k->sent && (k->m.number > w->at || k->m.kind == CHANNEL_END))
+            return k->m.number > w->at ? patience_s : patience_s + END_S;
+    return 0;
+}
+
+/* How long it may still be silent; less than 0: too long. */
+static double patience_left_s(const diag_worker *w) {
+    double due_s = w->pid && !w->hung ? due_within_s(w) : 0;
+    return due_s > 0 ? w->heard_s + due_s - clock_now_s() : MOST_SLEEP_S;
+}
+
+/* Its socket tells the rest. */
+static void end_hung(diag_worker *w) {
+    if (patience_left_s(w) >= 0) return;
+    log_warn("the diagnostics worker has given no sign of life for %ld s (diagnostics.patience) and is killed",
+             (long)w->config->diagnostics.patience);
+    w->hung = true;
+    kill(w->pid, SIGKILL);
 }
 
 /* ---------------------------------------------------------------- what comes through the channel */
@@ -446,13 +480,15 @@ static kept *next_unsent(const diag_worker *w) {
 /* A failure here is the worker's death, which its socket will tell. */
 static void send_next(diag_worker *w) {
     kept *k = next_unsent(w);
+    if (k && due_within_s(w) == 0) w->heard_s = clock_now_s();
     if (k && message_send(w->socket, &k->m, &k->sent) != STATUS_OK) status_clear();
 }
 
-/* How long poll() may sleep: for ever but before a start. */
+/* How long poll() may sleep. */
 static int sleep_ms(const diag_worker *w) {
-    if (w->pid || w->hopeless) return -1;
-    double left_s = w->start_s - clock_now_s();
+    if (w->hopeless) return -1;
+    double left_s = w->pid ? patience_left_s(w) : w->start_s - clock_now_s();
+    if (left_s > MOST_SLEEP_S) left_s = MOST_SLEEP_S;
     return left_s > 0 ? (int)(1e3 * left_s) + 1 : 0;
 }
 
@@ -490,6 +526,7 @@ status diag_worker_serve(diag_worker *w, channel_receiver *channel, channel_send
         if (ready[0].revents) take_input(w);
         if (ready[1].revents & POLLOUT) send_next(w);
         if (ready[1].revents & ~POLLOUT) take_word(w);
+        end_hung(w);
     }
     have_last_word(w);
     return STATUS_OK;
@@ -514,6 +551,11 @@ static status await_opening(diag_worker *w) {
     while (w->socket >= 0 && !w->opened && w->opening == STATUS_OK) {
         channel_message m;
         bool gone = false;
+        struct pollfd ready = {.fd = w->socket, .events = POLLIN};
+        if (poll(&ready, 1, sleep_ms(w)) <= 0) {
+            end_hung(w);
+            continue;
+        }
         TRY(message_receive(w->socket, &m, &gone));
         if (gone) {
             bury(w, how, sizeof(how));

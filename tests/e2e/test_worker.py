@@ -198,6 +198,36 @@ class Worker(RunTest):
             self.assertIn("is not started again", self.finish(job, IO))
         self.check_last_word(self.database("run"))
 
+    def test_a_worker_that_hangs_is_started_again(self):
+        """While training waits for it; rows are those of a run without it."""
+        config = self.busy_config()
+        undisturbed = self.train(2, config, "undisturbed")
+        job = self.in_background(2, config, "run", "diagnostics.patience=4")
+        self.wait_for_database("run", "SELECT 1 FROM train_metrics WHERE step >= 3").close()
+        os.kill(self.one_worker(job)[0], signal.SIGSTOP)
+        self.assertIn("no sign of life for 4 s (diagnostics.patience)", self.finish(job))
+        db = self.database("run")
+        (_, message), = self.events(db, "restart")
+        self.assertIn("no sign of life for 4 s", message)
+        self.check_same(db, undisturbed)
+
+    def test_a_slow_worker_is_left_alone(self):
+        """Snapshots of which each takes longer than the patience, but no layer does."""
+        config = self.config(model=dict(layers=8), train=dict(steps=1, warmup=0),
+                             diagnostics=dict(every=1, patience=4))
+        with self.hurt("slow 180"):
+            db = self.train(2, config, "run")
+        self.assertEqual(self.events(db, "restart"), [])
+        took = [ms for ms, in db.execute("SELECT compute_ms FROM snapshots WHERE status = 'done'")]
+        self.assertEqual(len(took), 2)
+        self.assertGreater(min(took), 4000)
+
+    def test_a_worker_that_hangs_as_it_starts(self):
+        """The job does not begin, and says why."""
+        with self.hurt("stuck"):
+            self.refused(70, 2, self.busy_config(), "run", "diagnostics.patience=2",
+                         says=("diagnostics worker", "no sign of life for 2 s", "as it started"))
+
     def test_a_database_that_others_hold_loses_nothing(self):
         """Longer than opening it waits, and the worker dies meanwhile."""
         config = self.busy_config()

@@ -4,6 +4,8 @@
  *   solver       the same at every singular value decomposition
  *   further      the same, but not where a database is written
  *   memory STEP  it gets no more memory once that snapshot is written, until somebody raises its limit
+ *   slow MS      each singular value decomposition takes that much longer
+ *   stuck        it does nothing from its start on
  *   start        it ends as soon as it starts, but for the first time (BULKHEAD_HURT_MARK is a file that it makes) */
 #define _GNU_SOURCE /* RTLD_NEXT */
 #include <dlfcn.h>
@@ -33,6 +35,7 @@ static bool is_worker(void) {
 __attribute__((constructor)) static void begin(void) {
     const char *text = getenv("BULKHEAD_HURT"), *mark = getenv("BULKHEAD_HURT_MARK");
     if (!text || !is_worker() || sscanf(text, "%15s %lld", how, &at) < 1) return;
+    if (strcmp(how, "stuck") == 0) pause();
     if (strcmp(how, "start") != 0) return;
     if (access(mark, F_OK) == 0) _exit(3);
     close(open(mark, O_CREAT | O_WRONLY, 0666));
@@ -67,6 +70,7 @@ lapack_int LAPACKE_dgesdd_work(int layout, char job, lapack_int m, lapack_int n,
     static lapack_int (*real)(int, char, lapack_int, lapack_int, double *, lapack_int, double *, double *, lapack_int,
                               double *, lapack_int, double *, lapack_int, lapack_int *);
     if (!real) *(void **)&real = dlsym(RTLD_NEXT, "LAPACKE_dgesdd_work");
+    if (strcmp(how, "slow") == 0) usleep((useconds_t)(1000 * at));
     if (strcmp(how, "solver") == 0 || (strcmp(how, "further") == 0 && !writes)) raise(SIGSEGV);
     return real(layout, job, m, n, a, lda, s, u, ldu, vt, ldvt, work, lwork, iwork);
 }
