@@ -358,9 +358,10 @@ static void finish_nulls(diag *d) {
     int waiting = nulls_finish(d->nulls, d->finished ? MOST_NULLS_WAIT_S : 0);
     take_nulls(d, 0);
     if (waiting == 0) return;
-    log_warn("columns against nulls stay NULL in %d snapshots: their ensembles were not ready", waiting);
-    store_event(d->store, 0, "warn", "nulls", "columns stay NULL in %d snapshots: their ensembles were not ready",
-                waiting);
+    char text[256];
+    nulls_describe(d->nulls, text, sizeof(text));
+    log_warn("columns against nulls stay NULL in %d snapshots: %s", waiting, text);
+    store_event(d->store, 0, "warn", "nulls", "columns stay NULL in %d snapshots: %s", waiting, text);
 }
 
 static bool wants_values(const diag *d, int64_t step) {

@@ -73,6 +73,7 @@ struct nulls {
     kept *first, **last;
     size_t kept_bytes;
     int done_seen, given_up, asked;
+    int undrawn_rank; /* the highest rank of a layer without ensembles, until it is told; 0: none */
     double next_refill_s;
     char note[256];
 };
@@ -93,10 +94,10 @@ static int kind_index(nulls *n, const maps_matrix *m) {
     for (int i = 0; i < n->kinds; i++)
         if (n->kind[i].layer == layer && same_shape(&n->kind[i].shape, &s)) return i;
     double equal[NULLS_MOST_RATIOS] = {0};
-    n->kind[n->kinds] = (kind){.shape = s,
-                               .layer = layer,
-                               .drawn = !layer || s.rank <= MOST_LAYER_RANK,
-                               .edge = s.kind == NULLS_BLOCK ? NAN : nulls_edge(&s, equal)};
+    bool drawn = !layer || s.rank <= MOST_LAYER_RANK;
+    if (!drawn && s.rank > n->undrawn_rank) n->undrawn_rank = s.rank;
+    n->kind[n->kinds] =
+        (kind){.shape = s, .layer = layer, .drawn = drawn, .edge = s.kind == NULLS_BLOCK ? NAN : nulls_edge(&s, equal)};
     return n->kinds++;
 }
 
@@ -454,6 +455,14 @@ bool nulls_next_row(nulls *n, store_null *out) {
 bool nulls_next_note(nulls *n, char *to, size_t bytes) {
     if (!n->maker) return false;
     if (nulls_maker_fault(n->maker, to, bytes)) return true;
+    if (n->undrawn_rank > 0) {
+        snprintf(to, bytes,
+                 "layers of rank %d have no null ensemble (there are none over %d): their null_edge95, tw_score and z_ "
+                 "columns stay NULL",
+                 n->undrawn_rank, MOST_LAYER_RANK);
+        n->undrawn_rank = 0;
+        return true;
+    }
     if (!n->note[0]) return false;
     snprintf(to, bytes, "%s", n->note);
     n->note[0] = '\0';
@@ -471,4 +480,12 @@ int nulls_finish(nulls *n, double seconds) {
     int waiting = n->given_up;
     for (kept *k = n->first; k; k = k->next) waiting += k->missing > 0;
     return waiting;
+}
+
+void nulls_describe(nulls *n, char *to, size_t bytes) {
+    int rank, draws, drawn, waiting = n->maker ? nulls_maker_waiting(n->maker) : 0;
+    int length = snprintf(to, bytes, "%d null ensemble%s to make", waiting, waiting == 1 ? "" : "s");
+    if (!n->maker || length < 0 || (size_t)length >= bytes) return;
+    if (nulls_maker_progress(n->maker, &rank, &draws, &drawn))
+        snprintf(to + length, bytes - (size_t)length, ", %d of %d draws of one of rank %d made", drawn, draws, rank);
 }

@@ -49,3 +49,6 @@ bool nulls_next_note(nulls *n, char *to, size_t bytes);
 /* Waits until all that is missing is made or the time is over; returns the snapshots whose columns are not all there.
  */
 int nulls_finish(nulls *n, double seconds);
+
+/* What those wait for, for people: how many ensembles, and how far the one that is being made is. */
+void nulls_describe(nulls *n, char *to, size_t bytes);

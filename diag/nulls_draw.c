@@ -171,9 +171,9 @@ static int longest_side(const nulls_shape *s) {
 }
 
 status nulls_ensemble(const nulls_shape *s, const double *log_ratio, int draws, uint64_t seed, int threads,
-                      const atomic_bool *stop, nulls_moments *out) {
+                      nulls_watch *watch, nulls_moments *out) {
     const draw_of of = {s, log_ratio};
     nulls_sampler sampler = {.draw = draw, .user = &of, .rank = s->rank, .side = longest_side(s)};
     for (int i = PRODUCT; i <= MIDDLE; i++) sampler.room[i] = (size_t)sampler.side * (size_t)sampler.side;
-    return nulls_sample(&sampler, draws, seed, threads, stop, out);
+    return nulls_sample(&sampler, draws, seed, threads, watch, out);
 }

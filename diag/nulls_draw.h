@@ -59,6 +59,12 @@ typedef struct nulls_shape {
 /* Fills rank and ratio_count from the rest. */
 void nulls_shape_finish(nulls_shape *s);
 
+/* What other threads see of an ensemble in the making, and may ask of it. */
+typedef struct nulls_watch {
+    atomic_bool stop;
+    atomic_int drawn; /* counts its draws */
+} nulls_watch;
+
 /* Moments over `draws` >= 2 draws with those log ratios [ratio_count]. A draw is a function of (seed, its number)
  * alone, so the same ensemble comes from any number of threads, and neighbouring ratios share their noise.
  *
@@ -67,6 +73,6 @@ void nulls_shape_finish(nulls_shape *s);
  * are standard normals). Since all factors are invariant under rotations, the order of the dimensions does not matter
  * (Ipsen & Kieburg 2014). A block's leaf weights are scaled to their exact mean squares, as the ratios measure them.
  *
- * INTERNAL when *stop (may be NULL) became true, out of memory, or where LAPACK fails. */
+ * INTERNAL when watch (may be NULL) says stop, out of memory, or where LAPACK fails. */
 status nulls_ensemble(const nulls_shape *s, const double *log_ratio, int draws, uint64_t seed, int threads,
-                      const atomic_bool *stop, nulls_moments *out);
+                      nulls_watch *watch, nulls_moments *out);

@@ -238,7 +238,7 @@ static bool draw(nulls_worker *w, const void *user, int *rows, int *cols) {
 }
 
 status nulls_gains_ensemble(const nulls_shape *s, const nulls_gains *g, const double *log_ratio, int draws,
-                            uint64_t seed, int threads, const atomic_bool *stop, nulls_moments *out) {
+                            uint64_t seed, int threads, nulls_watch *watch, nulls_moments *out) {
     draw_of of = {.shape = s, .gains = g};
     if (s->kind == NULLS_MIXED) of.half_ratio = log_ratio[0];
     if (s->kind == NULLS_BLOCK && s->channel) of.query_ratio = log_ratio[0];
@@ -250,5 +250,5 @@ status nulls_gains_ensemble(const nulls_shape *s, const nulls_gains *g, const do
     sampler.room[QUERY] = sampler.room[KEY] = n * d;
     sampler.room[LEFT] = n * inner;
     sampler.room[DOWN] = inner * side;
-    return nulls_sample(&sampler, draws, seed, threads, stop, out);
+    return nulls_sample(&sampler, draws, seed, threads, watch, out);
 }

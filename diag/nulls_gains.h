@@ -35,4 +35,4 @@ void nulls_gains_key(const nulls_gains *g, char *key);
 /* As nulls_ensemble, with the gains kept, for head scope: draws as wide as the weights are, since rotations do not
  * commute with gains. */
 status nulls_gains_ensemble(const nulls_shape *s, const nulls_gains *g, const double *log_ratio, int draws,
-                            uint64_t seed, int threads, const atomic_bool *stop, nulls_moments *out);
+                            uint64_t seed, int threads, nulls_watch *watch, nulls_moments *out);

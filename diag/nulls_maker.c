@@ -24,9 +24,10 @@ struct nulls_maker {
     pthread_mutex_t lock; /* of all below */
     pthread_cond_t changed;
     entry *first; /* all ever asked for: a key is asked for once */
+    const entry *now;
     int waiting, done;
     char fault[256];
-    atomic_bool stop;
+    nulls_watch watch; /* of the ensemble that is being made */
 };
 
 static void key_of(char key[NULLS_KEY_BYTES], const nulls_job *j) {
@@ -47,10 +48,10 @@ static status make(nulls_maker *m, const entry *e) {
     nulls_entry made = {.draws = j->draws};
     memcpy(made.key, e->key, sizeof(made.key));
     if (nulls_cache_find(m->cache, e->key, &made.moments)) return STATUS_OK;
-    status s = j->gains
-                   ? nulls_gains_ensemble(&j->shape, j->gains, j->log_ratio, j->draws, NULLS_SEED, m->threads, &m->stop,
-                                          &made.moments)
-                   : nulls_ensemble(&j->shape, j->log_ratio, j->draws, NULLS_SEED, m->threads, &m->stop, &made.moments);
+    status s =
+        j->gains ? nulls_gains_ensemble(&j->shape, j->gains, j->log_ratio, j->draws, NULLS_SEED, m->threads, &m->watch,
+                                        &made.moments)
+                 : nulls_ensemble(&j->shape, j->log_ratio, j->draws, NULLS_SEED, m->threads, &m->watch, &made.moments);
     return s == STATUS_OK ? nulls_cache_add(m->cache, &made, !j->gains) : s;
 }
 
@@ -58,16 +59,19 @@ static void *work(void *user) {
     nulls_maker *m = user;
     setpriority(PRIO_PROCESS, (id_t)gettid(), 19); /* this thread's, and of those that it starts */
     pthread_mutex_lock(&m->lock);
-    while (!atomic_load(&m->stop)) {
+    while (!atomic_load(&m->watch.stop)) {
         entry *e = next_entry(m);
         if (!e) {
             pthread_cond_wait(&m->changed, &m->lock);
             continue;
         }
+        m->now = e;
+        atomic_store(&m->watch.drawn, 0);
         pthread_mutex_unlock(&m->lock);
         status s = make(m, e);
         pthread_mutex_lock(&m->lock);
-        if (s != STATUS_OK && !atomic_load(&m->stop) && !m->fault[0])
+        m->now = NULL;
+        if (s != STATUS_OK && !atomic_load(&m->watch.stop) && !m->fault[0])
             snprintf(m->fault, sizeof(m->fault), "%s", status_message());
         status_clear();
         e->done = true;
@@ -98,7 +102,7 @@ status nulls_maker_open(nulls_maker **out, nulls_cache *cache, int threads) {
 void nulls_maker_close(nulls_maker *m) {
     if (!m) return;
     pthread_mutex_lock(&m->lock);
-    atomic_store(&m->stop, true);
+    atomic_store(&m->watch.stop, true);
     pthread_cond_broadcast(&m->changed);
     pthread_mutex_unlock(&m->lock);
     pthread_join(m->thread, NULL);
@@ -141,6 +145,18 @@ int nulls_maker_waiting(nulls_maker *m) {
 }
 int nulls_maker_done(nulls_maker *m) {
     return locked_value(m, &m->done);
+}
+
+bool nulls_maker_progress(nulls_maker *m, int *rank, int *draws, int *drawn) {
+    pthread_mutex_lock(&m->lock);
+    const entry *e = m->now;
+    if (e) {
+        *rank = e->job.shape.rank;
+        *draws = e->job.draws;
+        *drawn = atomic_load(&m->watch.drawn);
+    }
+    pthread_mutex_unlock(&m->lock);
+    return e != NULL;
 }
 
 void nulls_maker_wait(nulls_maker *m, double seconds) {

@@ -29,6 +29,9 @@ int nulls_maker_waiting(nulls_maker *m);
 /* Counts what was made or given up. */
 int nulls_maker_done(nulls_maker *m);
 
+/* Of the ensemble that is being made its rank, its draws and how many of them are there. false: none is being made. */
+bool nulls_maker_progress(nulls_maker *m, int *rank, int *draws, int *drawn);
+
 /* Until nothing is waiting or the time is over. */
 void nulls_maker_wait(nulls_maker *m, double seconds);
 

@@ -167,7 +167,7 @@ static void moments_of(const double *rows, int draws, nulls_moments *out) {
     }
 }
 
-status nulls_sample(const nulls_sampler *sampler, int draws, uint64_t seed, int threads, const atomic_bool *stop,
+status nulls_sample(const nulls_sampler *sampler, int draws, uint64_t seed, int threads, nulls_watch *watch,
                     nulls_moments *out) {
     nulls_worker *workers = calloc((size_t)threads, sizeof(*workers));
     double *rows = malloc((size_t)draws * NULLS_STATISTIC_COUNT * sizeof(*rows));
@@ -179,10 +179,11 @@ status nulls_sample(const nulls_sampler *sampler, int draws, uint64_t seed, int 
     if (result == STATUS_OK) {
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 4) reduction(|| : stopped, failed)
         for (int i = 0; i < draws; i++) {
-            if (stop && atomic_load_explicit(stop, memory_order_relaxed)) stopped = true;
+            if (watch && atomic_load_explicit(&watch->stop, memory_order_relaxed)) stopped = true;
             if (stopped || failed) continue;
             nulls_worker *w = &workers[omp_get_thread_num()];
             failed = !draw_one(w, sampler, seed, i, rows + (int64_t)i * NULLS_STATISTIC_COUNT);
+            if (watch) atomic_fetch_add_explicit(&watch->drawn, 1, memory_order_relaxed);
         }
     }
     omp_set_num_threads(omp_threads);

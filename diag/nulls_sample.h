@@ -50,5 +50,5 @@ bool nulls_mixed_triangle(nulls_worker *w, double *L, int r, int half, double lo
 double nulls_squares(const double *x, int64_t n);
 
 /* Moments of `draws` draws; as nulls_ensemble. */
-status nulls_sample(const nulls_sampler *sampler, int draws, uint64_t seed, int threads, const atomic_bool *stop,
+status nulls_sample(const nulls_sampler *sampler, int draws, uint64_t seed, int threads, nulls_watch *watch,
                     nulls_moments *out);

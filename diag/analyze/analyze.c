@@ -216,11 +216,15 @@ static void take_nulls(analysis *a) {
     char text[512];
     while (nulls_next_snapshot(a->nulls, &filled)) add_snapshot(a, &filled);
     while (nulls_next_row(a->nulls, &row.null)) store_add(a->store, &row);
-    while (nulls_next_note(a->nulls, text, sizeof(text))) store_event(a->store, 0, "info", "nulls", "%s", text);
+    while (nulls_next_note(a->nulls, text, sizeof(text))) {
+        log_info("%s", text);
+        store_event(a->store, 0, "info", "nulls", "%s", text);
+    }
 }
 
 /* Waits for the ensembles that rows still need. */
 static void finish_nulls(analysis *a) {
+    char text[256];
     double end = clock_now_s() + a->request->null_wait_s, left;
     int waiting;
     do {
@@ -228,14 +232,14 @@ static void finish_nulls(analysis *a) {
         waiting = nulls_finish(a->nulls, left > NULLS_SAY_EVERY_S ? NULLS_SAY_EVERY_S : left > 0 ? left : 0);
         take_nulls(a);
         flush(a);
+        nulls_describe(a->nulls, text, sizeof(text));
         if (waiting > 0 && left > NULLS_SAY_EVERY_S)
-            log_info("columns of %d snapshots wait for null ensembles, %.0f s more at most", waiting,
-                     left - NULLS_SAY_EVERY_S);
+            log_info("%s; waiting %.0f s more at most", text, left - NULLS_SAY_EVERY_S);
     } while (waiting > 0 && left > NULLS_SAY_EVERY_S);
     if (waiting == 0) return;
-    log_warn("columns against nulls stay NULL in %d snapshots: their ensembles are not ready", waiting);
-    store_event(a->store, 0, "warn", "nulls", "columns stay NULL in %d snapshots: their ensembles were not ready",
-                waiting);
+    log_warn("columns against nulls stay NULL in %d snapshots: %s; --null-wait allows more than %d s", waiting, text,
+             a->request->null_wait_s);
+    store_event(a->store, 0, "warn", "nulls", "columns stay NULL in %d snapshots: %s", waiting, text);
 }
 
 /* Takes over rows and values. */

@@ -387,6 +387,23 @@ class Layouts(AnalyzeTest):
         self.assertEqual(code, 0, err)
         json.loads(out, parse_constant=lambda word: self.fail(f"{word} is no JSON"))
 
+    def test_ensembles_that_are_not_ready_are_said(self):
+        os.environ["BULKHEAD_CACHE"] = self.path("cache")
+        self.addCleanup(os.environ.pop, "BULKHEAD_CACHE")
+        code, out, err = self.run_program("analyze", checkpoints.write_folder(self.path("m"), LLAMA), "-o",
+                                          self.path("a.db"), "--null-wait", "0", "--set",
+                                          "diagnostics.null_draws=10000000")
+        self.assertEqual(code, 0, err)
+        late = r"columns( against nulls)? stay NULL in 1 snapshots: [1-9]\d* null ensembles? to make"
+        self.assertRegex(err, rf"warn: {late}.*--null-wait allows more than 0 s")
+        db = self.open(self.path("a.db"))
+        events = dict(tuple(row) for row in db.execute("SELECT level, message FROM events WHERE kind = 'nulls'"))
+        self.assertRegex(events["warn"], late)
+        self.assertRegex(events["info"], "spectra of step 0 wait for")
+        for row in db.execute("SELECT status, null_gap, tw_score, null_id FROM spectra"):
+            self.assertEqual((row["status"], row["tw_score"], row["null_id"]), ("ok", None, None))
+            self.assertGreater(row["null_gap"], 0)
+
 
 if __name__ == "__main__":
     unittest.main()

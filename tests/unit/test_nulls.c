@@ -212,11 +212,15 @@ static void threads_change_no_draw(void **state) {
 }
 
 static void a_stopped_ensemble_has_no_moments(void **state) {
-    atomic_bool stop = true;
+    nulls_watch watch = {.stop = true};
     nulls_moments m;
     double ratio = 0;
-    check_status(nulls_ensemble(&small_block, &ratio, 200, 9, 2, &stop, &m), STATUS_INTERNAL);
+    check_status(nulls_ensemble(&small_block, &ratio, 200, 9, 2, &watch, &m), STATUS_INTERNAL);
     status_clear();
+    assert_int_equal(watch.drawn, 0);
+    watch.stop = false;
+    check_status(nulls_ensemble(&small_block, &ratio, 200, 9, 2, &watch, &m), STATUS_OK);
+    assert_int_equal(watch.drawn, 200);
 }
 
 /* Even gains kept are no gains. */

@@ -1,6 +1,7 @@
 /* The nulls of a run: what is missing is made in the background and filled in, a warm cache waits for nothing, a broken
  * cache file is replaced; untrained heads have the scores that they should. */
 #include "check.h"
+#include "core/clock.h"
 #include "diag/nulls.h"
 #include "diag/nulls_cache.h"
 #include "diag/nulls_columns.h"
@@ -283,8 +284,40 @@ static void a_layer_of_high_rank_waits_for_nothing(void **state) {
     nulls_fill(n, &(store_snapshot){.step = 7, .status = "done", .rows = &row});
     assert_int_equal(nulls_finish(n, 0), 0);
     assert_true(isnan(row.tw_score));
+    assert_true(nulls_next_note(n, note, sizeof(note)));
+    assert_non_null(strstr(note, "layers of rank 2112 have no null ensemble"));
+    assert_false(nulls_next_note(n, note, sizeof(note)));
     nulls_close(n);
     maps_close(m);
+}
+
+/* Who waits is told for what, and how far it is. */
+static void what_is_being_made_is_described(void **state) {
+    use_cache(state);
+    snapshot s = {0};
+    config c = noise_model(VARIANT_MHA, &s, 3, true);
+    enum { MANY = 10000000, MOST_S = 30 };
+    run r = start(&c, &s, MANY);
+    char text[256] = "";
+    int waiting, drawn = 0, draws, rank;
+    double end_s = clock_now_s() + MOST_S;
+    while (drawn == 0 && clock_now_s() < end_s) {
+        nulls_describe(r.nulls, text, sizeof(text));
+        if (sscanf(text, "%d null ensembles to make, %d of %d draws of one of rank %d made", &waiting, &drawn, &draws,
+                   &rank) != 4)
+            drawn = 0;
+    }
+    if (drawn == 0) fail_msg("\"%s\"", text);
+    assert_in_range(drawn, 1, MANY);
+    assert_int_equal(draws, MANY);
+    assert_int_equal(rank, 8);
+    assert_in_range(waiting, 2, 10);
+    end(&r);
+    r = start(&c, &s, 0);
+    nulls_describe(r.nulls, text, sizeof(text));
+    assert_string_equal(text, "0 null ensembles to make");
+    end(&r);
+    snapshot_free(&s);
 }
 
 static int open_folder(void **state) {
@@ -309,6 +342,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(no_draws_no_ensembles),
     cmocka_unit_test_setup_teardown(the_first_snapshot_of_tiny_waits_for_nothing, open_folder, close_folder),
     cmocka_unit_test_setup_teardown(a_layer_of_high_rank_waits_for_nothing, open_folder, close_folder),
+    cmocka_unit_test_setup_teardown(what_is_being_made_is_described, open_folder, close_folder),
 };
 
 TEST_MAIN(tests)

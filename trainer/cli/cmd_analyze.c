@@ -34,8 +34,8 @@ static const char help[] =
     "  --config FILE   the config.yaml of a safetensors file of Bulkhead's names\n"
     "  --null-wait S   how long to wait at the end for null ensembles that have to be drawn; the default is 300 "
     "seconds;\n"
-    "                  the columns whose ensembles are not ready stay NULL, and what was drawn is kept for the next "
-    "time\n"
+    "                  the columns whose ensembles are not ready stay NULL; an ensemble that is ready is kept for\n"
+    "                  the next time, one that is not begins anew\n"
     "  --set KEY=VALUE diagnostics.scopes, .parts, .forms, .sigma2 as for training, diagnostics.esd_every=1 to keep "
     "the\n"
     "                  singular values, run.name, run.group, run.tags\n";
