@@ -278,7 +278,7 @@ void channel_release(channel_receiver *r, channel_message *message) {
 }
 
 int channel_receiver_descriptor(channel_receiver *r) {
-    return queue_descriptor(r->in);
+    return r->socket ? r->socket : queue_descriptor(r->in);
 }
 
 void channel_report(channel_receiver *r, const channel_progress *p) {

@@ -103,7 +103,7 @@ void channel_sender_abandon(channel_sender *s);
 status channel_receive(channel_receiver *r, channel_message *message);
 void channel_release(channel_receiver *r, channel_message *message);
 
-/* A descriptor that is readable while channel_receive() need not wait, for poll(). Not in a worker process. */
+/* A descriptor that is readable while channel_receive() need not wait, for poll(). -1: there is none to be had. */
 int channel_receiver_descriptor(channel_receiver *r);
 
 /* Grants compute rank 0 credit for one more snapshot. Nothing in a worker process, whose supervisor grants. */

@@ -17,6 +17,7 @@
 
 #include <math.h>
 #include <omp.h>
+#include <poll.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -25,7 +26,7 @@
 /* Credits bound the snapshots under way; one more tells that a rank's share of an old one was lost. */
 enum { MOST_UNDER_WAY = CHANNEL_SNAPSHOT_BUFFERS + 1 };
 enum { MOST_RANKS = 1024 }; /* as diagnostics.ranks says */
-enum { FLUSH_EVERY_MS = 500, RETRY_EVERY_MS = 5000 };
+enum { FLUSH_EVERY_MS = 500, RETRY_EVERY_MS = 5000, RETRY_FOR_CHECKPOINT_MS = 500 };
 
 /* How long a finished run waits for ensembles that its last rows need. */
 enum { MOST_NULLS_WAIT_S = 120 };
@@ -702,13 +703,38 @@ static void go_on(void *channel) {
     channel_go_on(channel);
 }
 
+/* What the other end of the channel knows. */
+typedef struct told {
+    int64_t confirmed;
+    channel_progress progress;
+} told;
+
+static void tell(const diag *d, channel_receiver *channel, told *t) {
+    if (d->confirmed != t->confirmed) channel_confirm(channel, d->confirmed);
+    if (memcmp(&d->progress, &t->progress, sizeof(t->progress)) != 0) channel_report(channel, &d->progress);
+    *t = (told){d->confirmed, d->progress};
+}
+
+/* Returns when there is a message. Meanwhile what waits for the database is written: training may have nothing to send
+ * before it hears that its checkpoint's rows are in. */
+static void write_until_message(diag *d, channel_receiver *channel, told *t) {
+    struct pollfd ready = {.fd = channel_receiver_descriptor(channel), .events = POLLIN};
+    while (ready.fd >= 0 && d->store && (store_waiting(d->store) > 0 || d->checkpoint >= 0)) {
+        double wait_ms = d->checkpoint >= 0 ? RETRY_FOR_CHECKPOINT_MS : fmax(1, d->next_flush_ms - now_ms());
+        if (poll(&ready, 1, (int)wait_ms) != 0) return;
+        flush(d);
+        note_progress(d);
+        tell(d, channel, t);
+    }
+}
+
 status diag_serve(diag *d, channel_receiver *channel, int senders) {
-    int64_t confirmed = d->confirmed;
-    channel_progress progress = d->progress;
+    told t = {d->confirmed, d->progress};
     for (int i = 0; i < CHANNEL_SNAPSHOT_BUFFERS; i++) channel_grant(channel);
     if (d->maps) maps_tell(d->maps, go_on, channel);
     for (;;) {
         channel_message m = {0};
+        write_until_message(d, channel, &t);
         TRY(channel_receive(channel, &m));
         if (m.kind == CHANNEL_END) break;
         int credits = diag_take(d, &m, senders);
@@ -716,10 +742,7 @@ status diag_serve(diag *d, channel_receiver *channel, int senders) {
         int requests = diag_take_requests(d);
         if (requests) channel_ask(channel, requests);
         for (int i = 0; i < credits; i++) channel_grant(channel);
-        if (d->confirmed != confirmed) channel_confirm(channel, d->confirmed);
-        confirmed = d->confirmed;
-        if (memcmp(&d->progress, &progress, sizeof(progress)) != 0) channel_report(channel, &d->progress);
-        progress = d->progress;
+        tell(d, channel, &t);
     }
     diag_end(d, senders);
     return STATUS_OK;

@@ -229,7 +229,7 @@ class Worker(RunTest):
                          says=("diagnostics worker", "no sign of life for 2 s", "as it started"))
 
     def test_a_database_that_others_hold_loses_nothing(self):
-        """Longer than opening it waits, and the worker dies meanwhile."""
+        """For 30 s, much longer than opening it waits; and the worker dies meanwhile."""
         config = self.busy_config()
         undisturbed = self.train(2, config, "undisturbed")
         job = self.in_background(2, config, "run")
@@ -237,13 +237,31 @@ class Worker(RunTest):
         held.execute("BEGIN IMMEDIATE")
         time.sleep(1)
         os.kill(self.one_worker(job)[0], signal.SIGKILL)
-        time.sleep(7)
+        time.sleep(29)
         held.execute("ROLLBACK")
         held.close()
         self.assertIn("does not start again yet", self.finish(job))
         db = self.database("run")
         self.assertEqual(len(self.events(db, "restart")), 1)
         self.check_same(db, undisturbed)
+
+    def test_a_database_that_is_free_again_is_written_at_once(self):
+        """Training waits for its last checkpoint's rows by then, and sends nothing more."""
+        job = self.in_background(2, self.busy_config(), "run")
+        held = self.wait_for_database("run", "SELECT 1 FROM train_metrics WHERE step >= 3")
+        held.execute("BEGIN IMMEDIATE")
+        with open(self.path("run", "log.txt")) as log:
+            while not any("step 24/24" in line for line in log):
+                time.sleep(0.05)
+        time.sleep(3)
+        self.assertIsNone(job.poll())
+        held.execute("ROLLBACK")
+        held.close()
+        free = time.monotonic()
+        self.finish(job)
+        self.assertLess(time.monotonic() - free, 15)
+        told = self.database("run").execute("SELECT level, message FROM events WHERE kind = 'checkpoint'").fetchall()
+        self.assertEqual(told, [("info", "step-00000024")])
 
     def test_a_killed_diagnostics_rank_ends_the_job(self):
         """docs/cases.md 20: mpirun ends the others; the worker goes with its rank; what was committed can be read."""
