@@ -4,6 +4,7 @@
 #include "diag/merge.h"
 
 #include "diag/database.h"
+#include "diag/digest.h"
 #include "diag/reading.h"
 #include "diag/schema.h"
 
@@ -42,6 +43,7 @@ typedef struct merge {
     sqlite3 *from, *to;
     const char *from_path, *to_path;
     id_map ids[KINDS];
+    uint64_t digest; /* of digest_run */
 } merge;
 
 /* ---- failures ---- */
@@ -272,6 +274,17 @@ static status empty_table(merge *m, const char *table, const char *condition, in
     return s;
 }
 
+static status digest_table(merge *m, const char *table, const char *condition, int64_t run_id) {
+    return digest_rows(m->to, table, condition, run_id, &m->digest) == SQLITE_OK ? STATUS_OK : write_failure(m);
+}
+
+/* All that the output has of a run, in m->digest. */
+static status digest_run(merge *m, int64_t run_id) {
+    m->digest = 0;
+    for (int k = RUNS; k <= MATRICES; k++) TRY(digest_table(m, kinds[k].table, of_run, run_id));
+    return each_table(m, digest_table, run_id);
+}
+
 /* How far a file knows a run; the first that differs decides. */
 enum { PROGRESS = 5 };
 static const char progress_sql[] =
@@ -319,13 +332,19 @@ static status merge_run(merge *m, const char *uuid, merge_counts *counts) {
         return status_fail(STATUS_DATA, "%s is damaged: it has a run that cannot be identified", m->from_path);
     if (!read_progress(m->to, uuid, known, &known_run)) {
         counts->added++;
-    } else if (is_older(from, known)) {
+        return copy_run(m, from_run, known_run);
+    }
+    if (is_older(from, known)) {
         counts->older++;
         return STATUS_OK;
-    } else {
-        counts->updated++;
     }
-    return copy_run(m, from_run, known_run);
+    TRY(digest_run(m, known_run));
+    uint64_t before = m->digest;
+    TRY(copy_run(m, from_run, known_run));
+    TRY(digest_run(m, known_run));
+    int *count = m->digest == before ? &counts->same : &counts->updated;
+    ++*count;
+    return STATUS_OK;
 }
 
 /* ---- a source, the output ---- */

@@ -5,6 +5,7 @@
 
 typedef struct merge_counts {
     int added, updated; /* runs */
+    int same;           /* runs that the output had just so */
     int older;          /* runs of which the output knew more: left as they were */
 } merge_counts;
 

@@ -80,7 +80,22 @@ class Database(RunTest):
             self.assertEqual(db.execute(values, (run_id,)).fetchall(), source.execute(values, (1,)).fetchall())
             self.assertGreater(len(source.execute(values, (1,)).fetchall()), 0)
         db.close()
-        self.merge(self.path("two"), self.path("one"), "-o", merged, says=("0 runs added, 2 brought up to date",))
+        self.merge(self.path("two"), self.path("one"), "-o", merged, says=("0 runs added, 0 brought up to date, 2 unchanged",))
+        self.assertEqual(self.content(merged), once)
+        row = "(snapshot_id, matrix_id) = (SELECT min(snapshot_id), 3 FROM esd)"
+        later = self.path("later.db")
+        shutil.copy(self.path("one", "run.db"), later)
+        for change in (f"UPDATE spectra SET stable_rank = stable_rank + 1e-9 WHERE {row}", "UPDATE runs SET tags = 'seen'",
+                       f"UPDATE esd SET singular_values = zeroblob(length(singular_values)) WHERE {row}",
+                       "UPDATE train_metrics SET mfu = 0 WHERE step = 1"):  # it was NULL
+            db = sqlite3.connect(later)
+            db.execute(change)
+            self.assertEqual(db.total_changes, 1)
+            db.commit()
+            db.close()
+            for says in ("1 brought up to date", "0 brought up to date, 1 unchanged"):
+                self.merge(later, "-o", merged, says=(f": 0 runs added, {says}\n",))
+        self.merge(self.path("one"), "-o", merged)
         self.assertEqual(self.content(merged), once)
         self.merge(merged, "-o", self.path("copy.db"), says=("2 runs added",))
         self.assertEqual(self.content(self.path("copy.db")), once)
@@ -116,8 +131,8 @@ class Database(RunTest):
                            "UPDATE spectra SET snapshot_id = snapshot_id + 40", "DROP VIEW v_spectra",
                            "ALTER TABLE spectra DROP COLUMN null_ratio")
         merged = self.path("all.db")
-        for _ in range(2):
-            self.merge(one, two, "-o", merged)
+        for says in ("2 runs added, 0 brought up to date\n", "0 runs added, 0 brought up to date, 2 unchanged\n"):
+            self.merge(one, two, "-o", merged, says=(says,))
             db = sqlite3.connect(merged)
             told = ("SELECT uuid, step, head, key, m, lambda_max FROM spectra JOIN snapshots s USING(snapshot_id) JOIN "
                     "matrices m USING(matrix_id) JOIN nulls USING(null_id) JOIN runs r ON r.run_id = s.run_id AND "

@@ -41,7 +41,9 @@ status cmd_merge(int argc, char **argv) {
     if (optind == argc) return status_fail(STATUS_USAGE, "no database; name run.db files or run folders");
     merge_counts counts;
     TRY(merge_databases((const char *const *)argv + optind, argc - optind, output, &counts));
-    printf("%s: %d runs added, %d brought up to date", output, counts.added, counts.updated);
+    printf("%s: %d run%s added, %d brought up to date", output, counts.added, counts.added == 1 ? "" : "s",
+           counts.updated);
+    if (counts.same > 0) printf(", %d unchanged", counts.same);
     if (counts.older > 0) printf(", %d left as they were (the sources know less of them)", counts.older);
     printf("\n");
     return STATUS_OK;
