@@ -71,7 +71,7 @@ static const char views[] =
 "CREATE VIEW v_spectra AS SELECT r.run_id, r.name AS run, r.variant, s.step, s.tokens, m.form, m.part,"
 " m.scope, m.layer, m.head, m.tensor, m.rows, m.cols, "
 SPECTRUM_COLUMNS(JOINED)
-"1.0 / p.mp_gap AS mp_softrank, p.null_id, p.null_ratio, p.status"
+"1.0 / p.mp_gap AS mp_softrank, p.null_id, p.null_ratio, p.null_query_ratio, p.status"
 " FROM spectra p JOIN snapshots s USING(snapshot_id) JOIN matrices m USING(matrix_id)"
 " JOIN runs r ON r.run_id = s.run_id;"
 

@@ -558,7 +558,8 @@ static void an_upgrade_adds_what_is_missing(void **state) {
                  "CREATE VIEW v_spectra AS SELECT 1 AS old");
     check_status(open_run(&r), STATUS_OK);
     close_run(&r);
-    check_sql("SELECT count(*) FROM v_spectra WHERE null_ratio IS NULL AND lambda_max > 0", 4);
+    check_sql("SELECT count(*) FROM v_spectra WHERE null_ratio IS NULL AND null_query_ratio IS NULL AND lambda_max > 0",
+              4);
     check_sql("SELECT count(*) FROM v_layer_step WHERE alpha IS NULL AND effective_rank > 0", 4);
     check_sql("SELECT count(*) FROM vectors", 0);
     check_integrity();
