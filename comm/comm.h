@@ -16,8 +16,9 @@ typedef enum comm_op { COMM_SUM, COMM_MAX } comm_op;
 typedef struct comm_group comm_group;
 
 /* A rank that waits longer than this for its peers in one collective, or in making a group, has lost one of them: they
- * differ by milliseconds. The job must end within a minute. */
-enum { COMM_COLLECTIVE_PATIENCE_S = 45 };
+ * differ by milliseconds. The job must end within a minute. Those whose turn is later (comm_roles) wait a little
+ * longer: the end of the job, which takes a second, comes before their words. */
+enum { COMM_COLLECTIVE_PATIENCE_S = 45, COMM_TURN_S = 3 };
 
 /* A collective that a device has been told to do and has not finished. */
 typedef struct comm_pending {

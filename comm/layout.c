@@ -136,6 +136,14 @@ status layout_make(layout *out, const int *host, int world, int tp, int dp, int 
     return result;
 }
 
+int layout_turn(const layout *l, int world_rank) {
+    int count = l->tp * l->dp, second = 1;
+    while (second < count && l->local_compute[l->compute[second]] != 0) second++;
+    if (second == count) second = 1;
+    if (world_rank == l->compute[0]) return 0;
+    return second < count && world_rank == l->compute[second] ? 1 : 2;
+}
+
 void layout_free(layout *l) {
     free(l->compute);
     free(l->diagnostics);

@@ -19,4 +19,9 @@ typedef struct layout {
  * P Q + diagnostics ranks, or a tensor-parallel group would cross hosts, with the line that would be right. */
 status layout_make(layout *out, const int *host, int world, int tp, int dp, int diagnostics, int slots);
 
+/* When a rank or a host is lost, one of those that wait for it tells: the one whose turn is the lowest. 0: compute rank
+ * 0's; 1: the first one's of the second host that computes, where there is one host compute rank 1's; 2: all others'.
+ */
+int layout_turn(const layout *l, int world_rank);
+
 void layout_free(layout *l);

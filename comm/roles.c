@@ -115,6 +115,7 @@ static status take_role(comm_roles *r, layout *l, int diagnostics_ranks) {
     r->local_compute_rank = l->local_compute[r->world_rank];
     r->diagnostics = r->local_compute_rank < 0;
     r->local_compute_ranks = l->compute_on_host[r->world_rank] > 0 ? l->compute_on_host[r->world_rank] : 1;
+    r->turn = layout_turn(l, r->world_rank);
     r->diagnostics_rank = -1;
     for (int i = 0; i < diagnostics_ranks; i++)
         if (l->diagnostics[i] == r->world_rank) r->diagnostics_rank = i;

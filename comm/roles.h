@@ -21,6 +21,7 @@ typedef struct comm_roles {
     int local_compute_rank;  /* index among this host's compute ranks: its GPU */
     int local_compute_ranks; /* compute ranks on this host: how its cores are shared; at least 1 */
     bool oversubscribed;     /* more ranks on this host than cores */
+    int turn;                /* 0, 1 or 2: which watchdogs speak before this one's, so that one does (layout_turn) */
     double patience_s;       /* how long the channel waits for a rank that takes nothing before it fails */
     char host[64];
     MPI_Comm world;               /* copy of MPI_COMM_WORLD, for comm_agree and shutdown */

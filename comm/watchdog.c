@@ -10,7 +10,7 @@
 #include <stdlib.h>
 #include <time.h>
 
-enum { POLLS_A_PATIENCE = 20, MOST_POLL_S = 5 };
+enum { POLLS_A_PATIENCE = 60, MOST_POLL_S = 5 };
 
 /* What was seen last of a group, and since when it has been so: of calls that wait, and of the device's work. */
 typedef struct watch {

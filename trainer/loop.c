@@ -94,7 +94,7 @@ static void post_finish(const job *j, status s) {
 status job_loop(job *j) {
     status s = STATUS_OK;
     const comm_group *const groups[] = {&j->tp, &j->dp, &j->all};
-    TRY(comm_watch(&j->watchdog, groups, 3, COMM_COLLECTIVE_PATIENCE_S));
+    TRY(comm_watch(&j->watchdog, groups, 3, COMM_COLLECTIVE_PATIENCE_S + j->roles.turn * COMM_TURN_S));
     j->started_s = clock_now_s();
     resume_tell(&j->resume, j->records, j->first_step);
     if (!j->resume.reads) job_begin(j);

@@ -27,6 +27,7 @@ static void roles_fit_the_world(void **state) {
         assert_int_equal(compute_rank, rank);
         assert_int_equal(r.compute_rank, rank);
         assert_int_equal(r.local_compute_rank, rank);
+        assert_int_equal(r.turn, rank < 2 ? rank : 2);
         assert_int_equal(compute_size, size - watchers);
     }
     comm_roles_free(&r);

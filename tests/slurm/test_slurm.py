@@ -4,6 +4,7 @@ import os
 import signal
 import sqlite3
 import sys
+import time
 import unittest
 
 import cluster
@@ -239,6 +240,18 @@ class Nodes(Slurm):
         self.assertEqual(self.ask("run", STATE, end), want)
         self.assertEqual(self.ask("run", "SELECT attempt, tp, dp, exit_code FROM sessions ORDER BY 1"),
                          [(1, 2, 2, 75), (2, 2, 2, 0)])
+
+    def test_a_node_that_is_cut_off_is_told_once(self):
+        """srun does not notice; of the ranks that are left one says what is wrong, and ends the step."""
+        job = self.over_two("run", self.endless())
+        self.trains("run")
+        self.hosts.cable("down")
+        cut = time.monotonic()
+        self.cluster.wait(lambda: "has waited" in self.said("run.out"), "no rank notices", 60)
+        self.assertLess(time.monotonic() - cut, 60)
+        self.reaches(job, "FAILED", "COMPLETED", "COMPLETING")
+        print(f"over after {time.monotonic() - cut:.0f} s")
+        self.assertEqual(self.said("run.out").count("has waited"), 1, self.said("run.out"))
 
 
 if __name__ == "__main__":

@@ -45,6 +45,23 @@ static void ranks_dealt_in_turn_are_numbered_host_by_host(void **state) {
     layout_free(&l);
 }
 
+static void check_turns(const int *host, int world, int tp, int diagnostics, const int *want) {
+    layout l;
+    check_status(layout_make(&l, host, world, tp, 0, diagnostics, CORES), STATUS_OK);
+    for (int i = 0; i < world; i++)
+        if (layout_turn(&l, i) != want[i]) fail_msg("rank %d has turn %d, want %d", i, layout_turn(&l, i), want[i]);
+    layout_free(&l);
+}
+
+/* Whichever rank or host goes, the lowest turn of those that are left is one rank's, as long as two hosts are. */
+static void one_rank_tells_of_a_lost_one(void **state) {
+    check_turns((int[]){0, 0, 0, 0, 0}, 5, 2, 1, (int[]){0, 1, 2, 2, 2});
+    check_turns((int[]){0, 0, 0, 1, 1}, 5, 2, 1, (int[]){0, 2, 2, 1, 2});
+    check_turns((int[]){5, 3, 5, 3, 5, 3}, 6, 1, 1, (int[]){0, 1, 2, 2, 2, 2});
+    check_turns((int[]){0, 1, 2, 3}, 4, 1, 1, (int[]){0, 1, 2, 2});
+    check_turns((int[]){0, 0}, 2, 1, 1, (int[]){0, 2});
+}
+
 static void two_watchers_are_shared_out_over_full_hosts(void **state) {
     layout l;
     check_status(layout_make(&l, (int[]){0, 0, 0, 1, 1, 1}, 6, 2, 2, 2, CORES), STATUS_OK);
@@ -109,6 +126,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(one_host_watches_with_its_last_rank),
     cmocka_unit_test(slurm_gives_nine_and_eight),
     cmocka_unit_test(ranks_dealt_in_turn_are_numbered_host_by_host),
+    cmocka_unit_test(one_rank_tells_of_a_lost_one),
     cmocka_unit_test(two_watchers_are_shared_out_over_full_hosts),
     cmocka_unit_test(a_group_across_hosts_is_refused_with_the_right_launch_line),
     cmocka_unit_test(the_launch_line_for_hosts_is_right),
