@@ -201,6 +201,11 @@ static void print_number(FILE *out, double x, int decimals, int width) {
         fprintf(out, "%*.*f", width, decimals, x);
 }
 
+/* A run with one snapshot: its first is its last. */
+static bool has_one_step(const table *t, int row) {
+    return !(table_number(t, row, "step_first") < table_number(t, row, "step_last"));
+}
+
 /* The run's line, and the two lines above its numbers. */
 static void print_run_head(FILE *out, const table *t, int row) {
     const char *source = text_at(t, row, "database");
@@ -222,7 +227,7 @@ static void print_run_head(FILE *out, const table *t, int row) {
         char first[24], last[24];
         snprintf(first, sizeof(first), "step %.0f", table_number(t, row, "step_first"));
         snprintf(last, sizeof(last), "step %.0f", table_number(t, row, "step_last"));
-        fprintf(out, "  %10s%10s", first, last);
+        fprintf(out, "  %10s%10s", has_one_step(t, row) ? "" : first, last);
     }
     fputs("\n", out);
 }
@@ -238,7 +243,10 @@ static void print_layers(const table *t, const query_request *r, FILE *out) {
         fprintf(out, "%5.0f", layer);
         for (int i = 0; i < SUMMARY_COLUMNS; i++) {
             fputs("  ", out);
-            print_number(out, table_number(t, row, summary[i].first), summary[i].decimals, 10);
+            if (has_one_step(t, row))
+                fprintf(out, "%10s", "");
+            else
+                print_number(out, table_number(t, row, summary[i].first), summary[i].decimals, 10);
             print_number(out, table_number(t, row, summary[i].last), summary[i].decimals, 10);
         }
         fputs("\n", out);

@@ -108,6 +108,18 @@ static char *folder_of(const files *f) {
     return slash ? strndup(f->path, (size_t)(slash - f->path) + 1) : strdup(".");
 }
 
+/* No configuration was found in the folder. */
+static status no_configuration(const checkpoint *c, const char *folder) {
+    char *path = NULL;
+    bool foreign = !c->files.folder && files_inside(&path, folder, "config.json") == STATUS_OK;
+    free(path);
+    status_clear();
+    return status_fail(STATUS_NO_INPUT,
+                       "%s: there is no %sconfig.yaml beside its tensors; --config names one for Bulkhead's own%s",
+                       c->files.path, c->files.folder ? "config.json or " : "",
+                       foreign ? ", and a model with config.json is named by its folder" : "");
+}
+
 static status read_architecture(checkpoint *c, const char *folder, const char *config_path, const char *const *settings,
                                 int setting_count) {
     char *path;
@@ -121,11 +133,7 @@ static status read_architecture(checkpoint *c, const char *folder, const char *c
     if (s != STATUS_NO_INPUT) return s;
     status_clear();
     s = files_inside(&path, folder, "config.yaml");
-    if (s == STATUS_NO_INPUT) {
-        status_clear();
-        return status_fail(s, "%s: there is no %sconfig.yaml beside its tensors; --config names one for Bulkhead's own",
-                           c->files.path, c->files.folder ? "config.json or " : "");
-    }
+    if (s == STATUS_NO_INPUT) return no_configuration(c, folder);
     if (s != STATUS_OK) return s;
     s = architecture_read_own(&c->architecture, path, settings, setting_count);
     free(path);

@@ -175,7 +175,9 @@ class Run(AnalyzeTest):
         self.same(self.rows(db), want, 1e-5)
         os.makedirs(self.path("alone"))
         os.rename(self.path("own.safetensors"), self.path("alone", "own.safetensors"))
-        self.refused(NO_INPUT, self.path("alone", "own.safetensors"), says=["config.yaml"])
+        self.refused(NO_INPUT, self.path("alone", "own.safetensors"), says=["config.yaml beside"])
+        model = checkpoints.write_folder(self.path("hf"), LLAMA)
+        self.refused(NO_INPUT, os.path.join(model, "model.safetensors"), says=["config.json is named by its folder"])
 
 
     def test_checkpoints_of_a_run(self):

@@ -120,6 +120,12 @@ static void layers_reads_well(void **state) {
         text, "    1       0.125     0.125        1.50      1.50         3.2       3.2           -         -\n"));
     assert_non_null(strstr(text, "median over heads"));
     free(text);
+    change("DELETE FROM layer_spectra WHERE step < 10");
+    text = answer(about("layers"), 1);
+    assert_non_null(strstr(text, "layer               step 10               step 10"));
+    assert_non_null(strstr(
+        text, "\n    1                 0.125                  1.50                   3.2                     -\n"));
+    free(text);
     query_request other = about("layers");
     other.form = "channel";
     other.stat = "max";
