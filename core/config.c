@@ -4,6 +4,7 @@
 #include "core/config.h"
 
 #include "core/file.h"
+#include "core/nearest.h"
 
 #include <ctype.h>
 #include <limits.h>
@@ -117,32 +118,12 @@ __attribute__((format(printf, 3, 4))) static status fail_at(const loader *l, ori
 
 /* ---- the nearest valid name ---- */
 
-/* Edits (insert, delete, replace) that turn a into b; INT_MAX where that is no typing mistake any more. */
-static int edit_distance(const char *a, const char *b) {
-    enum { LONGEST = 32 };
-    int row[LONGEST + 1], n = (int)strlen(a), m = (int)strlen(b);
-    if (n > LONGEST || m > LONGEST) return INT_MAX;
-    for (int j = 0; j <= m; j++) row[j] = j;
-    for (int i = 1; i <= n; i++) {
-        int diagonal = row[0];
-        row[0] = i;
-        for (int j = 1; j <= m; j++) {
-            int best = diagonal + (a[i - 1] != b[j - 1]);
-            if (row[j] + 1 < best) best = row[j] + 1;
-            if (row[j - 1] + 1 < best) best = row[j - 1] + 1;
-            diagonal = row[j];
-            row[j] = best;
-        }
-    }
-    return row[m];
-}
-
 /* The key with the nearest name, one in the named section before one elsewhere. */
 static const key *nearest_key(const char *section, const char *name) {
     const key *best = &keys[0];
     int least = INT_MAX;
     for (const key *k = keys; k < keys + KEY_COUNT; k++) {
-        int distance = edit_distance(name, k->name), elsewhere = edit_distance(section, k->section);
+        int distance = nearest_distance(name, k->name), elsewhere = nearest_distance(section, k->section);
         if (distance == INT_MAX || elsewhere == INT_MAX) continue;
         int total = 2 * distance + (elsewhere > 3 ? 3 : elsewhere);
         if (total < least) least = total, best = k;
@@ -154,18 +135,8 @@ static const char *nearest_section(const char *section) {
     const char *best = keys[0].section;
     int least = INT_MAX;
     for (const key *k = keys; k < keys + KEY_COUNT; k++) {
-        int distance = edit_distance(section, k->section);
+        int distance = nearest_distance(section, k->section);
         if (distance < least) least = distance, best = k->section;
-    }
-    return best;
-}
-
-static const char *nearest_word(const char *const *words, const char *word) {
-    const char *best = words[0];
-    int least = INT_MAX;
-    for (; *words; words++) {
-        int distance = edit_distance(word, *words);
-        if (distance < least) least = distance, best = *words;
     }
     return best;
 }

@@ -1,6 +1,8 @@
 /* Rules from text. */
 #include "diag/alerts_rule.h"
 
+#include "core/nearest.h"
+
 #include <ctype.h>
 #include <math.h>
 #include <stdio.h>
@@ -49,13 +51,14 @@ static int find_name(const char *const *names, int count, const char *word) {
 }
 
 static status read_column(reader *r, alerts_rule *rule) {
+    const char *names[SPECTRUM_COLUMN_COUNT + 1] = {NULL};
+    char what[2 * WORD_MAX + 64];
     if (!next_word(r)) return fail_rule(r, "there is no column", "");
-    for (int i = 0; i < SPECTRUM_COLUMN_COUNT; i++)
-        if (strcmp(spectrum_columns[i].name, r->word) == 0) {
-            rule->column = i;
-            return STATUS_OK;
-        }
-    return fail_rule(r, "there is no column ", r->word);
+    for (int i = 0; i < SPECTRUM_COLUMN_COUNT; i++) names[i] = spectrum_columns[i].name;
+    rule->column = find_name(names, SPECTRUM_COLUMN_COUNT, r->word);
+    if (rule->column >= 0) return STATUS_OK;
+    snprintf(what, sizeof(what), "there is no column %.60s in docs/spectra.md; the nearest is ", r->word);
+    return fail_rule(r, what, nearest_word(names, r->word));
 }
 
 /* "of WORD ...": leaves the reader at the operator. */
@@ -100,7 +103,8 @@ static status read_count(reader *r, alerts_rule *rule) {
     if (*end || n < 1 || n > 1000000000)
         return fail_rule(r, "a number of snapshots from 1 on is wanted, not ", r->word);
     rule->snapshots = n;
-    if (!next_word(r) || (strcmp(r->word, "snapshots") != 0 && strcmp(r->word, "snapshot") != 0))
+    if (!next_word(r)) return fail_rule(r, "\"snapshots\" is wanted after the number", "");
+    if (strcmp(r->word, "snapshots") != 0 && strcmp(r->word, "snapshot") != 0)
         return fail_rule(r, "\"snapshots\" is wanted after the number, not ", r->word);
     return STATUS_OK;
 }
@@ -148,6 +152,7 @@ static status read_action(reader *r, alerts_rule *rule) {
     static const char *const words[] = {
         [ALERTS_LOG] = "log", [ALERTS_STOP] = "stop", [ALERTS_CHECKPOINT] = "checkpoint"};
     int action = find_name(words, sizeof words / sizeof *words, r->word);
+    if (strcmp(r->word, "run") == 0) return fail_rule(r, "run has a colon and a program behind it", "");
     if (action < 0) return fail_rule(r, "there is no action ", r->word);
     rule->action = (alerts_action)action;
     return STATUS_OK;

@@ -40,7 +40,8 @@ static void good_rules(void **state) {
 static void wrong_rules_are_named(void **state) {
     static const char *const rules[][2] = {
         {"", "no column"},
-        {"tw_scor > 7", "tw_scor"},
+        {"tw_scor > 7", "no column tw_scor in docs/spectra.md; the nearest is tw_score;"},
+        {"mpgap > 7", "the nearest is mp_gap;"},
         {"tw_score", "missing after"},
         {"tw_score 7", "before 7"},
         {"tw_score = 7", "missing after"},
@@ -51,10 +52,12 @@ static void wrong_rules_are_named(void **state) {
         {"tw_score > 7 for", "how many"},
         {"tw_score > 7 for 0 snapshots", "not 0"},
         {"tw_score > 7 for 2.5 snapshots", "not 2.5"},
+        {"tw_score > 7 for 3", "after the number;"},
         {"tw_score > 7 for 3 steps", "not steps"},
         {"tw_score > 7 then", "then what"},
         {"tw_score > 7 then shout", "shout"},
         {"tw_score > 7 then checkpoints", "checkpoints"},
+        {"tw_score > 7 then run notify", "colon"},
         {"tw_score > 7 then run:", "no program"},
         {"tw_score > 7 then run: ''", "no program"},
         {"tw_score > 7 then run: echo 'x", "quote"},
