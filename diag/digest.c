@@ -4,21 +4,27 @@
 #include <string.h>
 #include <xxhash.h>
 
-/* Of type and bytes, so that 1 is not '1' and no value runs into the next. */
+/* Of type and value, so that 1 is not '1' and no value runs into the next. */
 static void add_value(XXH3_state_t *hash, sqlite3_stmt *row, int i) {
-    int type = sqlite3_column_type(row, i);
-    int64_t whole = sqlite3_column_int64(row, i);
-    double number = sqlite3_column_double(row, i);
-    const void *bytes = &whole;
-    size_t length = type == SQLITE_NULL ? 0 : sizeof(whole);
-    if (type == SQLITE_FLOAT) bytes = &number;
-    if (type == SQLITE_TEXT || type == SQLITE_BLOB) {
+    int64_t head[2] = {sqlite3_column_type(row, i), 0}; /* the type; a number's bits or a length */
+    const void *bytes = NULL;
+    double number;
+    switch (head[0]) {
+    case SQLITE_INTEGER:
+        head[1] = sqlite3_column_int64(row, i);
+        break;
+    case SQLITE_FLOAT:
+        number = sqlite3_column_double(row, i);
+        memcpy(&head[1], &number, sizeof(number));
+        break;
+    case SQLITE_TEXT:
+    case SQLITE_BLOB:
         bytes = sqlite3_column_blob(row, i);
-        length = (size_t)sqlite3_column_bytes(row, i);
+        head[1] = sqlite3_column_bytes(row, i);
+        break;
     }
-    XXH3_64bits_update(hash, &type, sizeof(type));
-    XXH3_64bits_update(hash, &length, sizeof(length));
-    XXH3_64bits_update(hash, bytes, length);
+    XXH3_64bits_update(hash, head, sizeof(head));
+    if (bytes) XXH3_64bits_update(hash, bytes, (size_t)head[1]);
 }
 
 int digest_rows(sqlite3 *db, const char *table, const char *condition, int64_t id, uint64_t *sum) {
