@@ -64,13 +64,13 @@ static status run_steps(comm_group *g, ops *o, comm_watchdog *watchdog, const ch
 }
 
 /* A device that works all the time: at its second collective for ever, or going on. */
-static uint64_t pretended;
+static uint64_t pretended; /* atomic */
 
 static bool pretend_unfinished(const comm_group *g, comm_pending *oldest) {
     *oldest = (comm_pending){.operation = "all-reduce",
                              .place = g->rank ? "queued behind it" : "the first to hang",
                              .layer = 2,
-                             .finished = pretended,
+                             .finished = __atomic_load_n(&pretended, __ATOMIC_RELAXED),
                              .queued_s = 1 + g->rank};
     return true;
 }
