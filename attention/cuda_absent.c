@@ -6,3 +6,8 @@
 const attn_core *attn_core_cuda(void) {
     return NULL;
 }
+
+const attn_core *attn_core_cuda_family(const char *name) {
+    (void)name;
+    return NULL;
+}

@@ -18,18 +18,32 @@ static inline bool test_in_bf16(void) {
     return test_on_cuda() && precision && strcmp(precision, "bf16") == 0;
 }
 
-/* GPU `index` of as many as the test's ranks take; the test skips where they are not there. Ends with o->close, if any.
- */
+/* The GPU of rank `index` of as many as the test's ranks take; the test skips where they are not there. With
+ * BULKHEAD_TEST_SHARE_GPUS=1 ranks share those that are: NCCL, which takes one rank for each GPU of a host, is told
+ * that every rank is a host of its own, and talks over sockets. Without NVIDIA's MPS, which lets their kernels run side
+ * by side, that is very slow. */
+static inline int test_gpu(int index, int gpus) {
+    int there = ops_cuda_devices();
+    const char *share = getenv("BULKHEAD_TEST_SHARE_GPUS");
+    if (there >= gpus) return index;
+    if (there == 0 || !share || strcmp(share, "1") != 0) {
+        print_message("skipped: %d of %d NVIDIA GPUs on this machine\n", there, gpus);
+        skip();
+    }
+    char host[32];
+    snprintf(host, sizeof host, "rank-%d", index);
+    setenv("NCCL_HOSTID", host, 1);
+    setenv("NCCL_SOCKET_IFNAME", "lo", 0);
+    return index % there;
+}
+
+/* Ends with o->close, if any. */
 static inline const attn_core *test_device(ops *o, int threads, int index, int gpus) {
     if (!test_on_cuda()) {
         check_status(ops_cpu(o, threads), STATUS_OK);
         return &attn_core_cpu;
     }
-    if (ops_cuda_devices() < gpus) {
-        print_message("skipped: %d of %d NVIDIA GPUs on this machine\n", ops_cuda_devices(), gpus);
-        skip();
-    }
-    check_status(ops_cuda(o, index, !test_in_bf16()), STATUS_OK);
+    check_status(ops_cuda(o, test_gpu(index, gpus), !test_in_bf16()), STATUS_OK);
     return attn_core_cuda();
 }
 

@@ -3,6 +3,8 @@
 #include "attention/cuda/kernels.h"
 #include "core/ops/cuda/context.h"
 
+#include <string.h>
+
 static bool fits(ops *o, const attn_core_args *a) {
     if (a->nope + a->rope <= PLAIN_MOST_DIM && a->value <= PLAIN_MOST_DIM) return true;
     if (o->first_error == STATUS_OK)
@@ -36,21 +38,33 @@ static hopper_size hopper_of(const ops *o, const attn_core_args *a) {
     return o->activation == DTYPE_BF16 ? hopper_size_of(a->nope, a->rope, a->value) : HOPPER_NONE;
 }
 
-static void cuda_forward(ops *o, const attn_core_args *a, arena *scratch) {
+typedef enum family { PLAIN, MMA, WGMMA } family;
+
+/* The last family up to `most` that takes these operands (fused: the tensor cores do) on the table's device. */
+static family family_of(const ops *o, const attn_core_args *a, bool fused, family most) {
+    if (most == PLAIN || !fused) return PLAIN;
+    return most == WGMMA && cuda_of(o)->warpgroups && hopper_of(o, a) != HOPPER_NONE ? WGMMA : MMA;
+}
+
+static void forward(ops *o, const attn_core_args *a, arena *scratch, family most) {
     if (!scratch->base || !fits(o, a)) return;
     const cuda_context *c = cuda_of(o);
-    hopper_size size = hopper_of(o, a);
-    cudaError_t code;
-    if (!takes_fused(a))
+    cudaError_t code = cudaErrorInvalidValue;
+    switch (family_of(o, a, takes_fused(a), most)) {
+    case PLAIN:
         code = plain_forward(a, c->stream);
-    else if (size == HOPPER_NONE || !c->warpgroups)
+        break;
+    case MMA:
         code = fused_forward(a, c->stream);
-    else
-        code = hopper_forward(a, size, c->tickets, c->sm_count, c->stream);
+        break;
+    case WGMMA:
+        code = hopper_forward(a, hopper_of(o, a), c->tickets, c->sm_count, c->stream);
+        break;
+    }
     cuda_check(o, code, "attention, forward");
 }
 
-static void cuda_backward(ops *o, const attn_core_args *a, const attn_core_grads *g, arena *scratch) {
+static void backward(ops *o, const attn_core_args *a, const attn_core_grads *g, arena *scratch, family most) {
     hopper_size size = hopper_of(o, a);
     size_t mark = arena_mark(scratch), rows = (size_t)(a->batch * a->heads * a->context);
     size_t bytes = rows * sizeof(float); /* of delta, or what the Hopper kernels take in its place */
@@ -63,23 +77,46 @@ static void cuda_backward(ops *o, const attn_core_args *a, const attn_core_grads
     if (scratch->base && fits(o, a)) {
         const cuda_context *c = cuda_of(o);
         cudaStream_t stream = c->stream;
-        if (!takes_fused_backward(a, g)) {
+        switch (family_of(o, a, takes_fused_backward(a, g), most)) {
+        case PLAIN:
             cuda_check(o, plain_delta(a, g, delta, stream), "attention, backward: delta");
             cuda_check(o, plain_dq(a, g, delta, stream), "attention, backward: dq");
             cuda_check(o, plain_dkv(a, g, delta, shares, stream), "attention, backward: dk, dv");
-        } else if (size == HOPPER_NONE || !c->warpgroups) {
+            break;
+        case MMA:
             cuda_check(o, fused_dq(a, g, delta, stream), "attention, backward: dq");
             cuda_check(o, fused_dkv(a, g, delta, shares, stream), "attention, backward: dk, dv");
-        } else {
+            break;
+        case WGMMA:
             cuda_check(o, hopper_backward(a, g, size, delta, shares, c->sm_count, stream), "attention, backward");
+            break;
         }
         if (a->rope) cuda_check(o, plain_rope_sum(a, g, shares, stream), "attention, backward: rotary key");
     }
     arena_release(scratch, mark);
 }
 
-static const attn_core core = {.name = "cuda", .forward = cuda_forward, .backward = cuda_backward};
+/* A core of each family. */
+#define CORE(most, title)                                                                                              \
+    static void most##_forward(ops *o, const attn_core_args *a, arena *scratch) {                                      \
+        forward(o, a, scratch, most);                                                                                  \
+    }                                                                                                                  \
+    static void most##_backward(ops *o, const attn_core_args *a, const attn_core_grads *g, arena *scratch) {           \
+        backward(o, a, g, scratch, most);                                                                              \
+    }                                                                                                                  \
+    static const attn_core most##_core = {.name = title, .forward = most##_forward, .backward = most##_backward};
+CORE(PLAIN, "plain")
+CORE(MMA, "mma")
+CORE(WGMMA, "wgmma")
+#undef CORE
 
 const attn_core *attn_core_cuda(void) {
-    return &core;
+    return &WGMMA_core;
+}
+
+const attn_core *attn_core_cuda_family(const char *name) {
+    static const attn_core *const families[] = {&PLAIN_core, &MMA_core, &WGMMA_core};
+    for (size_t i = 0; i < sizeof families / sizeof *families; i++)
+        if (strcmp(families[i]->name, name) == 0) return families[i];
+    return NULL;
 }

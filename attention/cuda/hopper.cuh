@@ -47,6 +47,17 @@ __device__ __forceinline__ void arrive(uint32_t bar) {
 __device__ __forceinline__ void arrive_and_expect(uint32_t bar, int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(bar), "r"(bytes) : "memory");
 }
+/* A warp's arrival: one for all its lanes. compute-sanitizer's racecheck does not see that the lanes' accesses come
+ * before it; built with BULKHEAD_RACECHECK each lane arrives for itself. */
+#ifdef BULKHEAD_RACECHECK
+constexpr int WARP_ARRIVALS = LANES;
+#else
+constexpr int WARP_ARRIVALS = 1;
+#endif
+__device__ __forceinline__ void warp_arrive(uint32_t bar, int lane) {
+    __syncwarp();
+    if (lane < WARP_ARRIVALS) arrive(bar);
+}
 __device__ __forceinline__ bool has_passed(uint32_t bar, int parity) {
     uint32_t done;
     asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\nselp.b32 %0, 1, 0, p;\n}"

@@ -1,5 +1,5 @@
 /* The backward pass on Hopper in one kernel of five products. A block takes a tile of 128 keys, two warpgroups 64 of
- * them each, and goes through tiles of TQ queries from its diagonal upwards: st = k qt, dpt = v doutt, dv += p dout,
+ * them each, and goes through tiles of TQ queries: st = k qt, dpt = v doutt, dv += p dout,
  * dk += ds q in registers, and dq += dst k, which all blocks of a head add to in fp32. One thread loads, one or two add
  * up dq.
  *
@@ -20,6 +20,7 @@ using namespace hopper;
 namespace {
 
 constexpr int KEYS = HOPPER_KEYS, STAGES = HOPPER_STAGES, GROUPS = HOPPER_GROUPS;
+constexpr int WARPS = GROUPS * WARPGROUP / LANES; /* that multiply */
 
 /* Panels of k_n and v; columns of k_r; queries of a tile; buffers of ds and of dq; both as in hopper_cut. */
 template <hopper_size SIZE> struct cut {
@@ -59,33 +60,35 @@ struct work {
     int64_t dq_ld;
     float scale;
     int context, heads, kv_heads, nope, rope, value;
-    int slots, tiles, keys; /* heads whose sums there is room for; M; tiles of keys */
-    int pieces;             /* of all heads */
+    int tiles; /* M */
+    order_list list;
 };
 
-/* A block's pass over the tiles of queries of one kv head; keys < 0: there is none left. */
+/* A block's pass over the tiles of queries of one kv head, `first` and on by `way`; steps = 0: there is none left. */
 struct pass {
-    int keys, all, sample, kv_head, first, steps;
+    int head, keys, late; /* the piece */
+    int sample, kv_head, first, way, steps;
 };
 __device__ __forceinline__ pass pass_of(const work &w, int ticket, int ratio) {
     pass p;
-    p.keys = -1;
-    if (ticket >= w.pieces) return p;
-    order_piece item = order_at(w.keys, ticket);
-    p.keys = item.keys, p.all = item.head;
-    p.sample = p.all / w.kv_heads;
-    p.kv_head = p.all - p.sample * w.kv_heads;
-    p.first = p.keys * ratio;
-    p.steps = (w.tiles - p.first) * (w.heads / w.kv_heads);
+    p.steps = 0;
+    if (ticket >= order_pieces(w.list)) return p;
+    order_piece piece = order_at(w.list, ticket);
+    p.head = piece.head, p.keys = piece.keys, p.late = piece.late;
+    p.sample = p.head / w.kv_heads;
+    p.kv_head = p.head - p.sample * w.kv_heads;
+    p.first = order_tile(piece, 0, w.tiles, ratio);
+    p.way = order_tile(piece, 1, w.tiles, ratio) - p.first;
+    p.steps = (w.tiles - p.keys * ratio) * (w.heads / w.kv_heads);
     return p;
 }
 /* The tile of queries of a step and its member of the group. */
 struct tile {
     int m, member;
 };
-__device__ __forceinline__ tile tile_of(int first, int step, int group) {
-    if (group == 1) return {first + step, 0};
-    return {first + step / group, step % group};
+template <typename P> __device__ __forceinline__ tile tile_of(const P &p, int step, int group) {
+    if (group == 1) return {p.first + p.way * step, 0};
+    return {p.first + p.way * (step / group), step % group};
 }
 
 template <int N> struct place {
@@ -118,17 +121,17 @@ template <typename C> __device__ __forceinline__ volatile pass *pieces(char *mem
     return (volatile pass *)(memory + C::PIECES_AT);
 }
 
-/* Calls with(piece in shared memory) for each that the loading thread announces; signals: says that it is done. */
-template <typename C, typename F>
-__device__ __forceinline__ void each_pass(const work &w, char *memory, const barriers &bar, bool signals, F with) {
+/* Calls with(piece in shared memory) for each that the loading thread announces, then done(barrier). */
+template <typename C, typename D, typename F>
+__device__ __forceinline__ void each_pass(const work &w, char *memory, const barriers &bar, D done, F with) {
     place<ITEMS> item = {0, 0};
     /* A loop with a bound, or else the assembler gives those who multiply too few registers. */
-    for (int most = w.pieces; most >= 0; most--, item.next()) {
+    for (int most = order_pieces(w.list); most >= 0; most--, item.next()) {
         wait_for(bar.item_full(item.stage), item.parity);
         const volatile pass &p = pieces<C>(memory)[item.stage];
-        if (p.keys < 0) break;
+        if (!p.steps) break;
         with(p);
-        if (signals) arrive(bar.item_empty(item.stage));
+        done(bar.item_empty(item.stage));
     }
 }
 
@@ -140,10 +143,10 @@ __device__ __forceinline__ void load(const work &w, char *memory, uint32_t share
         wait_for(bar.item_empty(item.stage), item.parity ^ 1);
         pass p = pass_of(w, atomicAdd(w.counters, 1), C::RATIO);
         volatile pass &to = pieces<C>(memory)[item.stage];
-        to.keys = p.keys, to.all = p.all, to.sample = p.sample, to.kv_head = p.kv_head, to.first = p.first;
-        to.steps = p.steps;
+        to.head = p.head, to.keys = p.keys, to.late = p.late, to.sample = p.sample, to.kv_head = p.kv_head;
+        to.first = p.first, to.way = p.way, to.steps = p.steps;
         arrive(bar.item_full(item.stage));
-        if (p.keys < 0) break;
+        if (!p.steps) break;
         wait_for(bar.kv_empty(), kv_parity);
         kv_parity ^= 1;
         arrive_and_expect(bar.kv_full(), C::K_BYTES + C::V_BYTES);
@@ -159,7 +162,7 @@ __device__ __forceinline__ void load(const work &w, char *memory, uint32_t share
             copy_in(shared + C::V_AT + n * panel_bytes(KEYS), &w.v, n * PANEL, p.kv_head, p.keys * KEYS, p.sample,
                     bar.kv_full());
         for (int step = 0; step < p.steps; step++, ring.next()) {
-            tile t = tile_of(p.first, step, group);
+            tile t = tile_of(p, step, group);
             int m = t.m, head = p.kv_head * group + t.member;
             uint32_t q = shared + C::Q_AT + ring.stage * C::Q_BYTES, full = bar.q_full(ring.stage);
             wait_for(bar.q_empty(ring.stage), ring.parity ^ 1);
@@ -182,31 +185,32 @@ __device__ __forceinline__ void load(const work &w, char *memory, uint32_t share
     }
 }
 
-/* Whether the piece is the last one to add to each of its tiles: it then writes them out. */
-__device__ __forceinline__ bool writes_dq(const volatile pass &p) {
-    return p.keys == 0;
+/* Whether the piece's contribution to tile m is the last one: it is not added to the sums, but takes them in. */
+template <typename P> __device__ __forceinline__ bool is_last(const P &p, int m, int ratio) {
+    return p.late ? m / ratio == p.keys : p.keys == 0;
 }
 
 /* One thread for each buffer of dq, so that the hand-over of one tile passes under the next: dq from shared memory to
- * the head's sums, or for the piece that writes dq out the sums to shared memory, each tile in its turn. A buffer's
- * uses are counted by dq_full and dq_empty, those with sums by dq_sum. */
+ * the head's sums, or for the last contribution the sums to shared memory, each tile in its turn. A buffer's uses are
+ * counted by dq_full and dq_empty, those with sums by dq_sum. */
 template <typename C>
 __device__ __forceinline__ void add_up(const work &w, char *memory, uint32_t shared, const barriers &bar, int buffer) {
     int group = w.heads / w.kv_heads, step = buffer, parity = 0;
     uint32_t dq = shared + C::DQ_AT + buffer * C::DQ_BYTES;
-    each_pass<C>(w, memory, bar, true, [&](const volatile pass &p) {
-        int slot = p.all % w.slots, round = p.all / w.slots;
+    each_pass<C>(w, memory, bar, arrive, [&](const volatile pass &p) {
+        order_piece piece = {p.head, p.keys, p.late != 0};
+        int slot = order_slot(w.list, piece.head), round = order_round(w.list, piece.head);
         for (; step < p.steps; step += C::DQ, parity ^= 1) {
-            tile t = tile_of(p.first, step, group);
+            tile t = tile_of(p, step, group);
             int at = (slot * group + t.member) * w.tiles + t.m;
-            int turn = order_turn(p.keys, t.m, C::RATIO), before = round * order_turns(t.m, C::RATIO) + turn;
+            int turn = order_turn(piece, t.m, C::RATIO), before = round * order_turns(t.m, C::RATIO) + turn;
             int *counter = w.counters + 1 + at;
             float *sums = w.sums + (int64_t)at * (C::TQ * C::QK);
             /* Until all contributions before this piece's are there. */
             while (before > 0 && look(counter) != before) {
             }
             asm volatile("fence.proxy.async;" ::: "memory");
-            if (writes_dq(p)) {
+            if (is_last(p, t.m, C::RATIO)) {
                 if (turn > 0) {
                     arrive_and_expect(bar.dq_sum(buffer), C::DQ_BYTES);
                     copy_in_row(dq, sums, C::DQ_BYTES, bar.dq_sum(buffer));
@@ -316,14 +320,13 @@ __device__ __forceinline__ void multiply(const work &w, char *memory, uint32_t s
     int wg = __shfl_sync(0xffffffffu, (int)threadIdx.x / WARPGROUP - 1, 0);
     int thread = (int)threadIdx.x % WARPGROUP, lane = thread % LANES;
     int row = 64 * wg + thread / LANES * 16 + lane / 4; /* the lane's first key in the tile */
-    int group = w.heads / w.kv_heads, kv_parity = 0, sum_parity = 0, buffer = 0;
+    int group = w.heads / w.kv_heads, kv_parity = 0, sum_parity = 0;
     float factor = w.scale * LOG2_E;
-    bool signals = lane == 0;
-    place<STAGES> ring = {0, 0};
-    place<C::DQ> dq_ring = {0, 0};
+    int uses = 0; /* steps of all passes: the places in the rings and their parities */
     uint32_t k = shared + C::K_AT, v = shared + C::V_AT;
 
-    each_pass<C>(w, memory, bar, signals, [&](const volatile pass &p) {
+    auto done = [&](uint32_t barrier) { warp_arrive(barrier, lane); };
+    each_pass<C>(w, memory, bar, done, [&](const volatile pass &p) {
         float dk[C::QK / 8][4], dv[C::V / 8][4];
 #pragma unroll
         for (int n = 0; n < C::QK / 8; n++)
@@ -335,17 +338,19 @@ __device__ __forceinline__ void multiply(const work &w, char *memory, uint32_t s
             for (int j = 0; j < 4; j++) dv[n][j] = 0;
         wait_for(bar.kv_full(), kv_parity);
         kv_parity ^= 1;
-        for (int step = 0, steps = p.steps; step < steps; step++, ring.next()) {
-            tile t = tile_of(p.first, step, group);
+        for (int step = 0, steps = p.steps; step < steps; step++, uses++) {
+            int stage = uses % STAGES, parity = uses / STAGES % 2, dq_stage = uses % C::DQ,
+                dq_parity = uses / C::DQ % 2;
+            tile t = tile_of(p, step, group);
             int m = t.m;
-            uint32_t q = shared + C::Q_AT + ring.stage * C::Q_BYTES;
-            uint32_t dout = shared + C::DOUT_AT + ring.stage * C::DOUT_BYTES;
-            const float *lse = (const float *)(memory + C::STATS_AT + ring.stage * C::STATS_BYTES) + lane % 4 * 2;
+            uint32_t q = shared + C::Q_AT + stage * C::Q_BYTES;
+            uint32_t dout = shared + C::DOUT_AT + stage * C::DOUT_BYTES;
+            const float *lse = (const float *)(memory + C::STATS_AT + stage * C::STATS_BYTES) + lane % 4 * 2;
             float s[C::TQ / 8][4], dp[C::DP / 8][4];
             uint32_t left[C::TQ / 16][4], ds[C::TQ / 16][4];
-            wait_for(bar.q_full(ring.stage), ring.parity);
+            wait_for(bar.q_full(stage), parity);
             start_a_bt<C::TQ, C::KP, C::ROPE ? C::ROPE / 16 : 4, KEYS, C::TQ>(s, k + wg * panel_bytes(64), q);
-            wait_for(bar.dout_full(ring.stage), ring.parity);
+            wait_for(bar.dout_full(stage), parity);
             auto start_dp = [&](int from) {
                 start_a_bt<C::DP, C::VP, 4, KEYS, C::TQ>(dp, v + wg * panel_bytes(64), dout + from * ROW_BYTES);
             };
@@ -399,7 +404,7 @@ __device__ __forceinline__ void multiply(const work &w, char *memory, uint32_t s
                 hold(left);
             }
             if (C::DS == 1) named_sync(READ, ALL); /* the products of the step before have read it */
-            uint32_t exchange = shared + C::DS_AT + buffer * C::DS_BYTES;
+            uint32_t exchange = shared + C::DS_AT + uses % C::DS * C::DS_BYTES;
 #pragma unroll
             for (int n = 0; n < C::TQ / 16; n++)
                 store_blocks(exchange + n / 4 * panel_bytes(KEYS) +
@@ -407,25 +412,24 @@ __device__ __forceinline__ void multiply(const work &w, char *memory, uint32_t s
                              ds[n]);
             publish();
             named_sync(EXCHANGE, ALL);
-            if (C::DS == 2) buffer ^= 1;
 
             /* dq goes to shared memory under dk's products, or with the sum that is there to global memory. */
-            char *to = memory + C::DQ_AT + dq_ring.stage * C::DQ_BYTES;
+            char *to = memory + C::DQ_AT + dq_stage * C::DQ_BYTES;
             uint32_t rows = exchange + (C::TQ == 128 ? wg * panel_bytes(KEYS) : 0);
+            bool last = is_last(p, m, C::RATIO);
             auto wait_buffer = [&] {
-                wait_for(bar.dq_empty(dq_ring.stage), dq_ring.parity ^ 1);
-                if (writes_dq(p)) {
-                    wait_for(bar.dq_sum(dq_ring.stage), sum_parity >> dq_ring.stage & 1);
-                    sum_parity ^= 1 << dq_ring.stage;
+                wait_for(bar.dq_empty(dq_stage), dq_parity ^ 1);
+                if (last) {
+                    wait_for(bar.dq_sum(dq_stage), sum_parity >> dq_stage & 1);
+                    sum_parity ^= 1 << dq_stage;
                 }
             };
             auto take_dq = [&](auto &c, int n, int col) {
-                if (writes_dq(p)) {
+                if (last) {
                     int first = m * C::TQ + (C::TQ == 128 ? row : row - 64 * wg);
                     __nv_bfloat16 *out = w.dq + ((int64_t)p.sample * w.context + first) * w.dq_ld +
                                          (int64_t)(p.kv_head * group + t.member) * (w.nope + w.rope);
-                    write_dq<C>(w, to, c, wg * C::DQ_PARTS + n, thread, order_turn(0, m, C::RATIO) > 0, out, col,
-                                w.context - first);
+                    write_dq<C>(w, to, c, wg * C::DQ_PARTS + n, thread, m >= C::RATIO, out, col, w.context - first);
                 } else {
                     put_dq(to, c, wg * C::DQ_PARTS + n, thread);
                 }
@@ -444,23 +448,24 @@ __device__ __forceinline__ void multiply(const work &w, char *memory, uint32_t s
                     hold(part<0, C::NARROW>(rest));
                     take_dq(part<0, C::NARROW>(rest), C::WIDE / 8, C::narrow(wg));
                 }
-            } else { /* one part after the other: fewer registers */
+            } else { /* dk's products before dq's: fewer registers */
+                float dq[C::WIDE / 8][4], rest[C::NARROW / 8][4];
                 start_p_b<C::QK, C::TQ>(dk, ds, q);
                 wait_buffer();
-                float dq[4][4];
-#pragma unroll 1
-                for (int part = 0; part < C::DQ_PARTS / 4; part++) {
-                    int col = part < C::WIDE / 32 ? C::wide(wg) + 32 * part : C::narrow(wg);
-                    start_dq<32>(dq, rows, column_at(k, col));
-                    wait_products<0>();
-                    hold(dq);
-                    take_dq(dq, 4 * part, col);
-                }
+                wait_products<0>();
+                hold(dk);
+                hold(ds);
+                start_dq<C::NARROW>(rest, rows, column_at(k, C::narrow(wg)));
+                start_dq<C::WIDE>(dq, rows, column_at(k, C::wide(wg)));
+                wait_products<1>();
+                hold(rest);
+                take_dq(rest, C::WIDE / 8, C::narrow(wg));
+                wait_products<0>();
+                hold(dq);
+                take_dq(dq, 0, C::wide(wg));
             }
             publish();
-            __syncwarp();
-            if (signals) arrive(bar.dq_full(dq_ring.stage));
-            dq_ring.next();
+            warp_arrive(bar.dq_full(dq_stage), lane);
             wait_products<0>();
             hold(dk);
             hold(ds);
@@ -468,10 +473,8 @@ __device__ __forceinline__ void multiply(const work &w, char *memory, uint32_t s
                 hold(dv);
                 hold(left);
             }
-            if (signals) {
-                arrive(bar.q_empty(ring.stage));
-                arrive(bar.dout_empty(ring.stage));
-            }
+            warp_arrive(bar.q_empty(stage), lane);
+            warp_arrive(bar.dout_empty(stage), lane);
         }
         /* dk goes where the keys were, which both warpgroups have read, dv where its values were, and from there out.
          */
@@ -491,7 +494,7 @@ __device__ __forceinline__ void multiply(const work &w, char *memory, uint32_t s
         }
         if constexpr (C::ROPE > 0) {
             int key = p.keys * KEYS + row, col = lane % 4 * 2;
-            float *to = w.shares + ((int64_t)p.all * w.context + key) * w.rope + col;
+            float *to = w.shares + ((int64_t)p.head * w.context + key) * w.rope + col;
 #pragma unroll
             for (int half = 0; half < 2; half++)
 #pragma unroll
@@ -515,8 +518,7 @@ __device__ __forceinline__ void multiply(const work &w, char *memory, uint32_t s
             close_copies();
             copies_have_read<0>();
         }
-        __syncwarp();
-        if (signals) arrive(bar.kv_empty());
+        warp_arrive(bar.kv_empty(), lane);
     });
 }
 
@@ -529,17 +531,17 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1) hopper_backward_kernel(cons
         for (int s = 0; s < STAGES; s++) {
             barrier_init(bar.q_full(s), 1);
             barrier_init(bar.dout_full(s), 1);
-            barrier_init(bar.q_empty(s), 4 * GROUPS);
-            barrier_init(bar.dout_empty(s), 4 * GROUPS);
+            barrier_init(bar.q_empty(s), WARPS * WARP_ARRIVALS);
+            barrier_init(bar.dout_empty(s), WARPS * WARP_ARRIVALS);
         }
         barrier_init(bar.kv_full(), 1);
-        barrier_init(bar.kv_empty(), 4 * GROUPS);
+        barrier_init(bar.kv_empty(), WARPS * WARP_ARRIVALS);
         for (int i = 0; i < ITEMS; i++) {
             barrier_init(bar.item_full(i), 1);
-            barrier_init(bar.item_empty(i), 4 * GROUPS + C::DQ);
+            barrier_init(bar.item_empty(i), WARPS * WARP_ARRIVALS + C::DQ);
         }
         for (int i = 0; i < C::DQ; i++) {
-            barrier_init(bar.dq_full(i), 4 * GROUPS);
+            barrier_init(bar.dq_full(i), WARPS * WARP_ARRIVALS);
             barrier_init(bar.dq_empty(i), 1);
             barrier_init(bar.dq_sum(i), 1);
         }
@@ -611,7 +613,7 @@ cudaError_t run(const attn_core_args *a, const attn_core_grads *g, char *scratch
     if (with.code != cudaSuccess) return with.code;
     float *stats = (float *)(scratch + r.stats);
     w.stats = stats, w.counters = (int *)(scratch + r.counters), w.sums = (float *)(scratch + r.sums);
-    w.slots = r.slots, w.tiles = r.tiles, w.keys = r.keys, w.pieces = r.keys * (int)a->batch * a->kv_heads;
+    w.tiles = r.tiles, w.list = r.list;
     w.shares = shares, w.scale = a->scale;
     w.dq = (__nv_bfloat16 *)g->dq.data, w.dq_ld = g->dq.ld;
     w.context = (int)a->context, w.heads = a->heads, w.kv_heads = a->kv_heads;
@@ -624,8 +626,8 @@ cudaError_t run(const attn_core_args *a, const attn_core_grads *g, char *scratch
                                                                                                w.counters, r.count);
     cudaError_t code = cudaGetLastError();
     if (code != cudaSuccess) return code;
-    return tiles::launch(hopper_backward_kernel<C>, w.pieces < sms ? w.pieces : sms, HOPPER_THREADS, C::SHARED, stream,
-                         w);
+    int pieces = order_pieces(w.list);
+    return tiles::launch(hopper_backward_kernel<C>, pieces < sms ? pieces : sms, HOPPER_THREADS, C::SHARED, stream, w);
 }
 
 } // namespace

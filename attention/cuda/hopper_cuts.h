@@ -98,10 +98,9 @@ typedef struct hopper_room {
     size_t counters; /* the next ticket, then [slots, H / G, M] */
     size_t sums;     /* [slots, H / G, M, queries x (D_n + D_r)] fp32, columns as tiles have */
     size_t all;
-    int64_t count; /* of the counters */
-    int tiles;     /* M, of queries */
-    int keys;      /* tiles of keys */
-    int slots;     /* kv heads whose sums there is room for */
+    int64_t count;   /* of the counters */
+    int tiles;       /* M, of queries */
+    order_list list; /* whose slots are the kv heads with sums */
 } hopper_room;
 
 static inline size_t hopper_padded(int64_t bytes) {
@@ -111,9 +110,8 @@ static inline size_t hopper_padded(int64_t bytes) {
 static inline hopper_room hopper_room_of(hopper_cut c, int64_t batch, int64_t context, int heads, int kv_heads) {
     hopper_room r;
     r.tiles = (int)((context + c.queries - 1) / c.queries);
-    r.keys = (int)((context + HOPPER_KEYS - 1) / HOPPER_KEYS);
-    r.slots = order_slots((int)batch * kv_heads, r.keys, HOPPER_BLOCKS);
-    int64_t sums = (int64_t)r.slots * (heads / kv_heads) * r.tiles;
+    r.list = order_of((int)batch * kv_heads, (int)((context + HOPPER_KEYS - 1) / HOPPER_KEYS), HOPPER_BLOCKS);
+    int64_t sums = (int64_t)order_slots(r.list) * (heads / kv_heads) * r.tiles;
     r.count = 1 + sums;
     r.stats = 0;
     r.counters = hopper_padded(batch * heads * r.tiles * 2 * c.queries * 4);

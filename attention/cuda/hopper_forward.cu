@@ -15,6 +15,7 @@ using namespace hopper;
 namespace {
 
 constexpr int TILE = HOPPER_KEYS, STAGES = HOPPER_STAGES, WGS = HOPPER_GROUPS, ROWS = WGS * HOPPER_ROWS;
+constexpr int WARPS = WGS * WARPGROUP / LANES;                                    /* that multiply */
 constexpr int LOADS = hopper_loads(false), MULTIPLIES = hopper_multiplies(false); /* registers */
 constexpr float LATE = 8; /* powers of 2 that a row's maximum may lag behind: exp2 of it is far from bf16's limits */
 
@@ -123,7 +124,11 @@ __device__ __forceinline__ void load_pieces(const work &w, char *memory, uint32_
         }
     }
     /* Each block has got a ticket beyond the list: the last one sets the counters back. */
-    if (atomicAdd(w.tickets + 1, 1) == (int)gridDim.x - 1) w.tickets[0] = 0, w.tickets[1] = 0;
+    __threadfence();
+    if (atomicAdd(w.tickets + 1, 1) == (int)gridDim.x - 1) {
+        __threadfence();
+        w.tickets[0] = 0, w.tickets[1] = 0;
+    }
 }
 
 /* s [64, TILE] = q kt. */
@@ -185,57 +190,55 @@ __device__ __forceinline__ void softmax(float (&s)[TILE / 8][4], float (&top)[2]
 template <typename C>
 __device__ __forceinline__ void multiply_pieces(const work &w, const char *memory, uint32_t shared,
                                                 const barriers<C> &bar) {
+    /* The next piece's first products pass under the end of this one, where its queries have a place of their own. */
+    constexpr bool EARLY = C::QB == 2;
     enum { ORDER = 1, GROUP = 4 }; /* named barriers, from these on one a warpgroup */
     int wg = (int)threadIdx.x / WARPGROUP - 1, thread = (int)threadIdx.x % WARPGROUP, lane = thread % LANES;
     int row = thread / LANES * 16 + lane / 4, after = (wg + 1) % WGS;
     float factor = w.scale * LOG2_E;
-    bool signals = lane == 0, speaks = thread == 0;
+    bool speaks = thread == 0;
     place k_ring = {0, 0}, v_ring = {0, 0};
     auto my_turn = [&] { named_sync(ORDER + wg, 2 * WARPGROUP); };
     auto your_turn = [&] { named_arrive(ORDER + after, 2 * WARPGROUP); };
     if (wg == WGS - 1) your_turn();
 
-    /* A loop with a bound, or else the assembler gives too few registers. */
-    for (int round = 0; round <= w.pieces; round++) {
+    auto key_at = [&] { return shared + C::K_AT + k_ring.stage * C::K_BYTES; };
+    auto value_at = [&] { return shared + C::V_AT + v_ring.stage * C::V_BYTES; };
+    auto free_key = [&] {
+        warp_arrive(bar.k_empty(k_ring.stage), lane);
+        k_ring.next();
+    };
+    auto free_value = [&] {
+        warp_arrive(bar.v_empty(v_ring.stage), lane);
+        v_ring.next();
+    };
+    /* The next piece that is announced. */
+    auto take = [&](int round) {
         wait_for(bar.piece_full(round % 2), round / 2 % 2);
         int ticket = ((const volatile int *)(memory + C::PIECES_AT))[round % 2];
         piece p = piece_of(w, __shfl_sync(0xffffffffu, ticket, 0));
-        if (signals) arrive(bar.piece_empty(round % 2));
-        if (!p.tiles) break;
-        int buffer = round % C::QB, use = round / C::QB;
-        int mine = p.first + 64 * wg; /* the warpgroup's first query */
-        int tiles = mine < w.context ? mine / TILE + 1 : 0;
-        uint32_t q = shared + buffer * C::Q_BYTES + wg * C::Q_GROUP;
-        auto key_at = [&] { return shared + C::K_AT + k_ring.stage * C::K_BYTES; };
-        auto value_at = [&] { return shared + C::V_AT + v_ring.stage * C::V_BYTES; };
-        auto free_key = [&] {
-            if (signals) arrive(bar.k_empty(k_ring.stage));
-            k_ring.next();
-        };
-        auto free_value = [&] {
-            if (signals) arrive(bar.v_empty(v_ring.stage));
-            v_ring.next();
-        };
-        wait_for(bar.q_full(buffer, wg), use % 2);
-        for (int j = p.tiles - 1; j >= tiles; j--) { /* keys after all of these queries */
+        warp_arrive(bar.piece_empty(round % 2), lane);
+        return p;
+    };
+    auto query_at = [&](int round) { return shared + round % C::QB * C::Q_BYTES + wg * C::Q_GROUP; };
+    float s[TILE / 8][4];
+    /* The products of a piece's first tile. */
+    auto begin = [&](const piece &p, int round) {
+        if (p.tiles) {
+            wait_for(bar.q_full(round % C::QB, wg), round / C::QB % 2);
             wait_for(bar.k_full(k_ring.stage), k_ring.parity);
-            free_key();
-            wait_for(bar.v_full(v_ring.stage), v_ring.parity);
-            free_value();
-            if (j > 0) {
-                my_turn();
-                your_turn();
-            }
-        }
-        if (!tiles) {
-            if (speaks) arrive(bar.q_empty(buffer, wg));
-            continue;
-        }
+        } /* else nobody reads them: the assembler takes no products that are begun sometimes */
+        start_scores<C>(s, query_at(round), key_at());
+    };
 
-        float s[TILE / 8][4], o[8 * C::VP][4], top[2], sum[2], shrink[2];
+    piece p = take(0);
+    if (EARLY) begin(p, 0);
+    /* A loop with a bound, or else the assembler gives too few registers. */
+    for (int round = 0; round <= w.pieces && p.tiles; round++) {
+        int mine = p.first + 64 * wg; /* the warpgroup's first query */
+        float o[8 * C::VP][4], top[2], sum[2], shrink[2];
         uint32_t left[TILE / 16][4];
-        wait_for(bar.k_full(k_ring.stage), k_ring.parity);
-        start_scores<C>(s, q, key_at());
+        if (!EARLY) begin(p, round);
 #pragma unroll
         for (int n = 0; n < 8 * C::VP; n++)
 #pragma unroll
@@ -243,7 +246,7 @@ __device__ __forceinline__ void multiply_pieces(const work &w, const char *memor
         wait_products<0>();
         hold(s);
         free_key();
-        int seen = mine + row - (tiles - 1) * TILE; /* the last key of this tile that the lane's first row sees */
+        int seen = mine + row - (p.tiles - 1) * TILE; /* the last key of this tile that the lane's first row sees */
 #pragma unroll
         for (int n = 0; n < TILE / 8; n++)
 #pragma unroll
@@ -252,10 +255,10 @@ __device__ __forceinline__ void multiply_pieces(const work &w, const char *memor
         softmax<true>(s, top, sum, shrink, factor);
         as_left(left, s);
         wait_for(bar.v_full(v_ring.stage), v_ring.parity);
-        for (int j = tiles - 2; j >= 0; j--) {
+        for (int j = p.tiles - 2; j >= 0; j--) {
             wait_for(bar.k_full(k_ring.stage), k_ring.parity);
             my_turn();
-            start_scores<C>(s, q, key_at());
+            start_scores<C>(s, query_at(round), key_at());
             start_values<C>(o, left, value_at());
             your_turn();
             wait_products<1>();
@@ -280,6 +283,8 @@ __device__ __forceinline__ void multiply_pieces(const work &w, const char *memor
             as_left(left, s);
         }
         start_values<C>(o, left, value_at());
+        piece next = take(round + 1);
+        if (EARLY) begin(next, round + 1);
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             sum[half] += __shfl_xor_sync(0xffffffffu, sum[half], 1);
@@ -288,7 +293,7 @@ __device__ __forceinline__ void multiply_pieces(const work &w, const char *memor
                 w.lse[(int64_t)p.at * w.context + mine + row + 8 * half] = top[half] * w.scale + logf(sum[half]);
             sum[half] = 1 / sum[half];
         }
-        wait_products<0>();
+        wait_products<EARLY ? 1 : 0>();
         hold(o);
         hold(left);
         free_value();
@@ -296,7 +301,7 @@ __device__ __forceinline__ void multiply_pieces(const work &w, const char *memor
         for (int n = 0; n < 8 * C::VP; n++)
 #pragma unroll
             for (int i = 0; i < 4; i++) o[n][i] *= sum[i / 2];
-        uint32_t out[4 * C::VP][4], to = C::QB == 2 ? shared + C::O_AT + wg * C::O_GROUP : q;
+        uint32_t out[4 * C::VP][4], to = C::QB == 2 ? shared + C::O_AT + wg * C::O_GROUP : query_at(round);
         as_left(out, o);
         if (C::QB == 2 && speaks) copies_have_read<0>();
         named_sync(GROUP + wg, WARPGROUP); /* the place is free: the store before, or the queries, are read */
@@ -311,9 +316,11 @@ __device__ __forceinline__ void multiply_pieces(const work &w, const char *memor
             for (int n = 0; n < C::VP; n++) copy_out(&w.o, n * PANEL, p.head, mine, p.sample, to + n * panel_bytes(64));
             close_copies();
             if (C::QB == 1) copies_have_read<0>();
-            arrive(bar.q_empty(buffer, wg));
+            arrive(bar.q_empty(round % C::QB, wg));
         }
+        p = next;
     }
+    wait_products<0>();
     if (speaks) copies_have_read<0>();
 }
 
@@ -326,8 +333,8 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1) hopper_forward_kernel(const
         for (int s = 0; s < STAGES; s++) {
             barrier_init(bar.k_full(s), 1);
             barrier_init(bar.v_full(s), 1);
-            barrier_init(bar.k_empty(s), 4 * WGS);
-            barrier_init(bar.v_empty(s), 4 * WGS);
+            barrier_init(bar.k_empty(s), WARPS * WARP_ARRIVALS);
+            barrier_init(bar.v_empty(s), WARPS * WARP_ARRIVALS);
         }
         for (int i = 0; i < C::QB * WGS; i++) {
             barrier_init(bar.q_full(0, i), 1);
@@ -335,7 +342,7 @@ __global__ void __launch_bounds__(HOPPER_THREADS, 1) hopper_forward_kernel(const
         }
         for (int i = 0; i < 2; i++) {
             barrier_init(bar.piece_full(i), 1);
-            barrier_init(bar.piece_empty(i), 4 * WGS);
+            barrier_init(bar.piece_empty(i), WARPS * WARP_ARRIVALS);
         }
         barriers_made();
     }

@@ -1,7 +1,6 @@
 /* Collectives against a reference in double, at any number of ranks; the same bits on every rank and every time. */
-#include "dist.h"
+#include "two_groups.h"
 
-#include "comm/comm.h"
 #include "core/rng.h"
 
 #include <float.h>
@@ -345,46 +344,10 @@ static void wrong_arguments_are_errors(void **state) {
     status_clear();
 }
 
-/* 500 steps of overlapping tensor- and data-parallel groups (docs/cases.md 21): a broadcast of the one under way over
- * collectives of both, and sums of the other, started one by one as a backward pass does. */
 static void two_groups_never_wait_for_each_other(void **state) {
-    enum { STEPS = 500, COUNT = 3000, LAYERS = 3 };
-    comm_roles r;
-    check_status(comm_roles_split(&r, world_size() > 1 ? 2 : 1, 0, 0), STATUS_OK);
-    comm_group tp, dp;
-    static ops cpu = {.name = "cpu"};
-    check_status(comm_roles_groups(&r, &cpu, &tp, &dp), STATUS_OK);
-    float key[COUNT], data[COUNT], sums[LAYERS][2][COUNT];
-    for (int step = 0; step < STEPS; step++) {
-        int root = step % tp.size;
-        for (int i = 0; i < COUNT; i++) {
-            data[i] = 1;
-            key[i] = tp.rank == root ? (float)step : -1;
-        }
-        comm_broadcast_start(&tp, key, COUNT, DTYPE_F32, root, "key", 0);
-        comm_all_reduce(&dp, data, COUNT, DTYPE_F32, COMM_SUM, "gradients", -1);
-        comm_finish(&tp);
-        comm_all_reduce(&tp, data, COUNT, DTYPE_F32, COMM_SUM, "dx", 0);
-        assert_true(data[COUNT - 1] == (float)world_size() && key[0] == (float)step);
-        for (int layer = LAYERS - 1; layer >= 0; layer--) {
-            for (int i = 0; i < COUNT; i++) sums[layer][0][i] = sums[layer][1][i] = (float)(layer + step);
-            comm_reduce_scatter_start(&dp, sums[layer][0], COUNT / dp.size, DTYPE_F32, "gradients", layer);
-            comm_all_reduce(&tp, data, COUNT, DTYPE_F32, COMM_MAX, "dx", layer);
-            comm_sum_start(&dp, sums[layer][1], COUNT, DTYPE_F32, "gradients", layer);
-            comm_progress(&dp);
-        }
-        comm_finish(&dp);
-        for (int layer = 0; layer < LAYERS; layer++) {
-            float want = (float)(dp.size * (layer + step));
-            assert_true(sums[layer][0][dp.rank * (COUNT / dp.size)] == want);
-            assert_true(sums[layer][1][0] == want && sums[layer][1][COUNT - 1] == want);
-        }
-    }
-    check_status(comm_status(&tp), STATUS_OK);
-    check_status(comm_status(&dp), STATUS_OK);
-    comm_close(&tp);
-    comm_close(&dp);
-    comm_roles_free(&r);
+    ops cpu;
+    check_status(ops_cpu(&cpu, 1), STATUS_OK);
+    check_two_groups(&cpu);
 }
 
 static const struct CMUnitTest tests[] = {

@@ -16,7 +16,7 @@ typedef struct cuda_context {
     int device;
     int sm_count;        /* multiprocessors */
     bool fp32;           /* activations are fp32, products without TF32 */
-    bool warpgroups;     /* the device has wgmma: compute capability 9.0; may be cleared to do without */
+    bool warpgroups;     /* the device has wgmma: compute capability 9.0 */
     cudaStream_t stream; /* every operation of the table is queued here */
     cublasLtHandle_t blas;
     void *workspace; /* of products */
