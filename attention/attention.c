@@ -44,12 +44,30 @@ status attn_dims_from_config(attn_dims *out, const config *c, int tp, int64_t ba
         .rotary = decoupled ? rope : nope,
         .latent_norm = c->attention.latent_norm,
         .prerope_hidden = c->attention.prerope_source == SOURCE_HIDDEN,
+        .recompute = c->train.recompute,
         .norm_eps = (float)c->model.norm_eps,
         .scale = (float)(1.0 / sqrt(nope + rope)),
         .init_std = 0.02f,
         .residual_std = (float)(0.02 / sqrt(2.0 * (double)c->model.layers)),
     };
     return STATUS_OK;
+}
+
+static bool keeps(const attn_dims *d, attn_origin origin) {
+    if (origin == ATTN_OPERAND) return d->recompute == RECOMPUTE_NONE;
+    return origin == ATTN_SHARED || d->recompute != RECOMPUTE_FULL;
+}
+
+void attn_reserve(const attn_variant *v, const attn_dims *d, dtype type, bool kept, arena *a, attn_saved *saved) {
+    attn_layout layout = {0};
+    int64_t tokens = d->batch * d->context;
+    v->layout(d, &layout);
+    for (int i = 0; i < ATTN_MAX_SAVED; i++) {
+        attn_part slot = layout.slot[i], vector = layout.vector[i];
+        if (keeps(d, slot.origin) == kept) saved->slot[i] = arena_tensor(a, type, tokens, slot.cols);
+        if (keeps(d, vector.origin) == kept)
+            saved->vector[i] = arena_push(a, (size_t)(tokens * vector.cols) * sizeof(float));
+    }
 }
 
 void attn_rotary_table(float *table, int64_t context, int rotary, double theta) {
@@ -116,6 +134,11 @@ attn_core_args attn_core_for(const attn_env *env) {
         .value = d->value,
         .scale = d->scale,
     };
+}
+
+void attn_finish(attn_env *env, const attn_core_args *args, tensor w_o, const tensor *out, bool again, arena *scratch) {
+    if (!again || !keeps(&env->dims, ATTN_RESULT)) env->core->forward(env->ops, args, scratch);
+    if (out) ops_linear(env->ops, *out, args->o, w_o, false);
 }
 
 param_spec attn_spec_rows(const attn_dims *d, const char *name, int64_t rows, int64_t cols, bool joined) {

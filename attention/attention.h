@@ -23,6 +23,7 @@ typedef struct attn_dims {
     int latent, q_latent;  /* R_kv, R_q; 0: none */
     int rotary;            /* dims that the rotary table covers: D_r, or D where whole heads are rotated */
     bool latent_norm, prerope_hidden;
+    config_recompute recompute;
     float norm_eps, scale;        /* scale = 1/sqrt(D_qk) */
     float init_std, residual_std; /* of the initial weights; the second for W_O: 0.02/sqrt(2L) */
 } attn_dims;
@@ -41,7 +42,24 @@ typedef struct attn_weights {
     tensor weight[ATTN_MAX_PARAMS], gradient[ATTN_MAX_PARAMS];
 } attn_weights;
 
-/* What the forward pass of one layer keeps for its backward pass; which slot is what is the variant's own business. */
+/* Where a part of attn_saved comes from, and which of train.recompute's choices keep it until the backward pass. */
+typedef enum attn_origin {
+    ATTN_OPERAND, /* of the core, or on the way to one; follows from x and ATTN_SHARED: none */
+    ATTN_RESULT,  /* of the core, which takes long: none, attention */
+    ATTN_SHARED,  /* of all ranks together: each choice, so that nothing is communicated twice */
+} attn_origin;
+
+typedef struct attn_part {
+    int64_t cols; /* [N, cols] */
+    attn_origin origin;
+} attn_part;
+
+/* The parts of attn_saved. */
+typedef struct attn_layout {
+    attn_part slot[ATTN_MAX_SAVED], vector[ATTN_MAX_SAVED];
+} attn_layout;
+
+/* What the forward pass of one layer leaves for its backward pass; which slot is what is the variant's own business. */
 typedef struct attn_saved {
     tensor slot[ATTN_MAX_SAVED];
     float *vector[ATTN_MAX_SAVED];
@@ -51,12 +69,13 @@ typedef struct attn_variant {
     const char *name;
     /* Fills specs[ATTN_MAX_PARAMS] with the parameters of one layer; returns how many. */
     int (*params)(const attn_dims *dims, param_spec *specs);
-    /* Takes what forward saves from the arena. */
-    void (*reserve)(const attn_dims *dims, dtype activation, arena *a, attn_saved *saved);
+    /* Fills in what forward saves (0 before). */
+    void (*layout)(const attn_dims *dims, attn_layout *out);
     /* out [N, d] = this rank's share of the sublayer's output: summed over TP by the caller. x [N, d]. Temporaries come
-     * from scratch and are given back. */
-    void (*forward)(attn_env *env, int layer, const attn_weights *w, attn_saved *saved, tensor x, tensor out,
-                    arena *scratch);
+     * from scratch and are given back. again: in the backward pass, from the same x, by the same operations: fills in
+     * the parts of saved that are not kept, and out unless it is NULL; communicates nothing. */
+    void (*forward)(attn_env *env, int layer, const attn_weights *w, attn_saved *saved, tensor x, const tensor *out,
+                    bool again, arena *scratch);
     /* dx [N, d] (overwritten) = this rank's share: summed over TP by the caller. Adds to w->gradient. dout [N, d] is
      * complete. */
     void (*backward)(attn_env *env, int layer, const attn_weights *w, const attn_saved *saved, tensor x, tensor dout,
@@ -70,6 +89,10 @@ const attn_variant *attn_find(config_variant variant);
 
 /* Dimensions of a config split over tp ranks, for micro-batches of `batch` samples. CONFIG when it cannot be split. */
 status attn_dims_from_config(attn_dims *out, const config *c, int tp, int64_t batch, int64_t context);
+
+/* Takes from the arena those parts that dims->recompute keeps, or the others. */
+void attn_reserve(const attn_variant *v, const attn_dims *dims, dtype activation, bool kept, arena *a,
+                  attn_saved *saved);
 
 /* cos and sin of position * theta^(-2j/rotary), [context, rotary], computed in double (host memory). */
 void attn_rotary_table(float *table, int64_t context, int rotary, double theta);

@@ -5,8 +5,8 @@
 #include "attention/parts.h"
 
 enum { W_Q, W_K, W_V, W_O, PARAMS };
-enum { QKV, O, SLOTS }; /* saved: [N, H D + G D + G D_v] after RoPE; [N, H D_v] */
-enum { LSE, VECTORS };  /* saved: [B, H, T] */
+enum { QKV, O }; /* saved: [N, H D + G D + G D_v] after RoPE; [N, H D_v] */
+enum { LSE };    /* saved: [B, H, T] */
 
 static int params(const attn_dims *d, param_spec *specs) {
     int64_t dim = d->nope;
@@ -27,11 +27,10 @@ static int64_t v_cols(const attn_dims *d) {
     return (int64_t)d->kv_heads_local * d->value;
 }
 
-static void reserve(const attn_dims *d, dtype type, arena *a, attn_saved *saved) {
-    int64_t tokens = d->batch * d->context;
-    saved->slot[QKV] = arena_tensor(a, type, tokens, q_cols(d) + k_cols(d) + v_cols(d));
-    saved->slot[O] = arena_tensor(a, type, tokens, (int64_t)d->heads_local * d->value);
-    saved->vector[LSE] = arena_push(a, (size_t)(tokens * d->heads_local) * sizeof(float));
+static void layout(const attn_dims *d, attn_layout *out) {
+    out->slot[QKV] = (attn_part){q_cols(d) + k_cols(d) + v_cols(d), ATTN_OPERAND};
+    out->slot[O] = (attn_part){(int64_t)d->heads_local * d->value, ATTN_RESULT};
+    out->vector[LSE] = (attn_part){d->heads_local, ATTN_RESULT};
 }
 
 static attn_core_args core_args(const attn_env *env, const attn_saved *saved) {
@@ -48,15 +47,14 @@ static attn_core_args core_args(const attn_env *env, const attn_saved *saved) {
     return args;
 }
 
-static void forward(attn_env *env, int layer, const attn_weights *w, attn_saved *saved, tensor x, tensor out,
-                    arena *scratch) {
+static void forward(attn_env *env, int layer, const attn_weights *w, attn_saved *saved, tensor x, const tensor *out,
+                    bool again, arena *scratch) {
     const attn_dims *d = &env->dims;
     tensor qkv = saved->slot[QKV];
     ops_linear(env->ops, qkv, x, attn_joined(w->weight, W_Q, 3), false);
     attn_rotate(env, qkv, 0, d->heads_local + d->kv_heads_local, false);
     attn_core_args args = core_args(env, saved);
-    env->core->forward(env->ops, &args, scratch);
-    ops_linear(env->ops, out, saved->slot[O], w->weight[W_O], false);
+    attn_finish(env, &args, w->weight[W_O], out, again, scratch);
 }
 
 static void backward(attn_env *env, int layer, const attn_weights *w, const attn_saved *saved, tensor x, tensor dout,
@@ -83,4 +81,4 @@ static void backward(attn_env *env, int layer, const attn_weights *w, const attn
 }
 
 const attn_variant attn_mha = {
-    .name = "mha", .params = params, .reserve = reserve, .forward = forward, .backward = backward};
+    .name = "mha", .params = params, .layout = layout, .forward = forward, .backward = backward};

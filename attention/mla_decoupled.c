@@ -12,8 +12,8 @@
 
 /* The norms are last so that a config without them, or without a query latent, has no gaps. */
 enum { W_Q, W_DKV, W_KR, W_UKV, W_O, BASE_PARAMS };
-enum { Q, C, C_NORMED, KV, K_ROPE, O, Q_C, Q_C_NORMED, SLOTS }; /* [N, ...] */
-enum { LSE, RSTD, Q_RSTD, VECTORS };                            /* [B, H, T], [N], [N] */
+enum { Q, C, C_NORMED, KV, K_ROPE, O, Q_C, Q_C_NORMED }; /* [N, ...] */
+enum { LSE, RSTD, Q_RSTD };                              /* [B, H, T], [N], [N] */
 
 /* Where the optional parameters are: behind the others, in this order. */
 static int w_dq(const attn_dims *d) {
@@ -42,22 +42,16 @@ static int params(const attn_dims *d, param_spec *specs) {
     return count;
 }
 
-static void reserve(const attn_dims *d, dtype type, arena *a, attn_saved *saved) {
-    int64_t tokens = d->batch * d->context;
-    const int64_t cols[SLOTS] = {
-        [Q] = (int64_t)d->heads_local * (d->nope + d->rope),
-        [C] = d->latent,
-        [C_NORMED] = d->latent,
-        [KV] = (int64_t)d->heads_local * (d->nope + d->value),
-        [K_ROPE] = d->rope,
-        [O] = (int64_t)d->heads_local * d->value,
-        [Q_C] = d->q_latent,
-        [Q_C_NORMED] = d->q_latent,
-    };
-    for (int i = 0; i < SLOTS; i++) saved->slot[i] = arena_tensor(a, type, tokens, cols[i]);
-    saved->vector[LSE] = arena_push(a, (size_t)(tokens * d->heads_local) * sizeof(float));
-    saved->vector[RSTD] = arena_push(a, (size_t)tokens * sizeof(float));
-    saved->vector[Q_RSTD] = arena_push(a, (size_t)tokens * sizeof(float));
+static void layout(const attn_dims *d, attn_layout *out) {
+    out->slot[Q] = (attn_part){(int64_t)d->heads_local * (d->nope + d->rope), ATTN_OPERAND};
+    out->slot[C] = out->slot[C_NORMED] = (attn_part){d->latent, ATTN_OPERAND};
+    out->slot[KV] = (attn_part){(int64_t)d->heads_local * (d->nope + d->value), ATTN_OPERAND};
+    out->slot[K_ROPE] = (attn_part){d->rope, ATTN_SHARED};
+    out->slot[O] = (attn_part){(int64_t)d->heads_local * d->value, ATTN_RESULT};
+    out->slot[Q_C] = out->slot[Q_C_NORMED] = (attn_part){d->q_latent, ATTN_OPERAND};
+    out->vector[LSE] = (attn_part){d->heads_local, ATTN_RESULT};
+    out->vector[RSTD] = (attn_part){1, ATTN_OPERAND};
+    out->vector[Q_RSTD] = (attn_part){d->q_latent > 0, ATTN_OPERAND};
 }
 
 static attn_core_args core_args(const attn_env *env, const attn_saved *saved) {
@@ -86,9 +80,8 @@ static void project_q(attn_env *env, const attn_weights *w, attn_saved *saved, t
     attn_rotate_tail(env, saved->slot[Q], d->heads_local, false);
 }
 
-static void forward(attn_env *env, int layer, const attn_weights *w, attn_saved *saved, tensor x, tensor out,
-                    arena *scratch) {
-    const attn_dims *d = &env->dims;
+/* Starts on k_r, which comm_finish completes. */
+static void start_rotary_key(attn_env *env, int layer, const attn_weights *w, attn_saved *saved, tensor x) {
     tensor k_rope = saved->slot[K_ROPE];
     int owner = layer % env->tp->size;
     if (env->tp->rank == owner) {
@@ -96,15 +89,20 @@ static void forward(attn_env *env, int layer, const attn_weights *w, attn_saved 
         attn_rotate_tail(env, k_rope, 1, false);
     }
     comm_broadcast_start(env->tp, k_rope.data, k_rope.rows * k_rope.cols, k_rope.type, owner, "rotary key", layer);
+}
+
+static void forward(attn_env *env, int layer, const attn_weights *w, attn_saved *saved, tensor x, const tensor *out,
+                    bool again, arena *scratch) {
+    const attn_dims *d = &env->dims;
+    if (!again) start_rotary_key(env, layer, w, saved, x);
     project_q(env, w, saved, x);
     ops_linear(env->ops, saved->slot[C], x, w->weight[W_DKV], false);
     attn_latent_forward(env, saved->slot[C_NORMED], saved->vector[RSTD], saved->slot[C], w->weight[g_kv(d)]);
     ops_linear(env->ops, saved->slot[KV], saved->slot[C_NORMED], w->weight[W_UKV], false);
-    comm_finish(env->tp);
+    if (!again) comm_finish(env->tp);
 
     attn_core_args args = core_args(env, saved);
-    env->core->forward(env->ops, &args, scratch);
-    ops_linear(env->ops, out, saved->slot[O], w->weight[W_O], false);
+    attn_finish(env, &args, w->weight[W_O], out, again, scratch);
 }
 
 /* A latent between two projections, its slots of attn_saved and its weights. */
@@ -169,4 +167,4 @@ static void backward(attn_env *env, int layer, const attn_weights *w, const attn
 }
 
 const attn_variant attn_mla_decoupled = {
-    .name = "mla-decoupled", .params = params, .reserve = reserve, .forward = forward, .backward = backward};
+    .name = "mla-decoupled", .params = params, .layout = layout, .forward = forward, .backward = backward};

@@ -12,8 +12,8 @@
 
 enum { W_Q, W_K, W_V, W_DK, W_DV, KEY_PARAMS }; /* key: the parameters in front of the common ones */
 enum { W_D = 1, HIDDEN_PARAMS };                /* hidden: W_Q and W_D */
-enum { QKV, C, C_NORMED, KV, O, SLOTS };        /* [N, ...]: [q | k0 | v0] or q; c; ch; [k | v]; o */
-enum { LSE, RSTD, VECTORS };                    /* [B, H, T], [N] */
+enum { QKV, C, C_NORMED, KV, O };               /* [N, ...]: [q | k0 | v0] or q; c; ch; [k | v]; o */
+enum { LSE, RSTD };                             /* [B, H, T], [N] */
 
 /* The common parameters: W_UK, W_UV (joined), W_O, the latent norm's gain. */
 static int w_uk(const attn_dims *d) {
@@ -53,18 +53,14 @@ static int params(const attn_dims *d, param_spec *specs) {
     return w_o(d) + 1 + d->latent_norm;
 }
 
-static void reserve(const attn_dims *d, dtype type, arena *a, attn_saved *saved) {
-    int64_t tokens = d->batch * d->context;
-    const int64_t cols[SLOTS] = {
-        [QKV] = head_cols(d) * (d->prerope_hidden ? 1 : 3),
-        [C] = d->latent,
-        [C_NORMED] = d->latent,
-        [KV] = 2 * head_cols(d),
-        [O] = head_cols(d),
-    };
-    for (int i = 0; i < SLOTS; i++) saved->slot[i] = arena_tensor(a, type, tokens, cols[i]);
-    saved->vector[LSE] = arena_push(a, (size_t)(tokens * d->heads_local) * sizeof(float));
-    saved->vector[RSTD] = arena_push(a, (size_t)tokens * sizeof(float));
+static void layout(const attn_dims *d, attn_layout *out) {
+    out->slot[QKV] = (attn_part){head_cols(d) * (d->prerope_hidden ? 1 : 3), ATTN_OPERAND};
+    out->slot[C] = (attn_part){d->latent, ATTN_SHARED};
+    out->slot[C_NORMED] = (attn_part){d->latent, ATTN_OPERAND};
+    out->slot[KV] = (attn_part){2 * head_cols(d), ATTN_OPERAND};
+    out->slot[O] = (attn_part){head_cols(d), ATTN_RESULT};
+    out->vector[LSE] = (attn_part){d->heads_local, ATTN_RESULT};
+    out->vector[RSTD] = (attn_part){1, ATTN_OPERAND};
 }
 
 static attn_core_args core_args(const attn_env *env, const attn_saved *saved) {
@@ -87,35 +83,37 @@ static tensor rotated(attn_env *env, tensor x, arena *scratch) {
     return r;
 }
 
-/* q, and the latent c [N, R], complete on every rank. */
+/* q, or [q | k0 | v0]. */
+static void project(attn_env *env, const attn_weights *w, attn_saved *saved, tensor x) {
+    int parts = env->dims.prerope_hidden ? 1 : 3, rotated_heads = env->dims.heads_local * (parts == 1 ? 1 : 2);
+    ops_linear(env->ops, saved->slot[QKV], x, attn_joined(w->weight, W_Q, parts), false);
+    attn_rotate(env, saved->slot[QKV], 0, rotated_heads, false);
+}
+
+/* The latent c [N, R], complete on every rank. */
 static void compress(attn_env *env, int layer, const attn_weights *w, attn_saved *saved, tensor x, arena *scratch) {
-    const attn_dims *d = &env->dims;
     tensor qkv = saved->slot[QKV], c = saved->slot[C];
-    int64_t cols = head_cols(d);
-    if (d->prerope_hidden) {
+    int64_t cols = head_cols(&env->dims);
+    if (env->dims.prerope_hidden) {
         size_t mark = arena_mark(scratch);
-        ops_linear(env->ops, qkv, x, w->weight[W_Q], false);
-        attn_rotate(env, qkv, 0, d->heads_local, false);
         ops_linear(env->ops, c, rotated(env, x, scratch), w->weight[W_D], false);
         arena_release(scratch, mark);
         return;
     }
-    ops_linear(env->ops, qkv, x, attn_joined(w->weight, W_Q, 3), false);
-    attn_rotate(env, qkv, 0, 2 * d->heads_local, false);
     ops_linear(env->ops, c, tensor_cols(qkv, cols, cols), w->weight[W_DK], false);
     ops_linear(env->ops, c, tensor_cols(qkv, 2 * cols, cols), w->weight[W_DV], true);
     comm_all_reduce(env->tp, c.data, c.rows * c.cols, c.type, COMM_SUM, "latent", layer);
 }
 
-static void forward(attn_env *env, int layer, const attn_weights *w, attn_saved *saved, tensor x, tensor out,
-                    arena *scratch) {
+static void forward(attn_env *env, int layer, const attn_weights *w, attn_saved *saved, tensor x, const tensor *out,
+                    bool again, arena *scratch) {
     const attn_dims *d = &env->dims;
-    compress(env, layer, w, saved, x, scratch);
+    project(env, w, saved, x);
+    if (!again) compress(env, layer, w, saved, x, scratch);
     attn_latent_forward(env, saved->slot[C_NORMED], saved->vector[RSTD], saved->slot[C], w->weight[g_kv(d)]);
     ops_linear(env->ops, saved->slot[KV], saved->slot[C_NORMED], attn_joined(w->weight, w_uk(d), 2), false);
     attn_core_args args = core_args(env, saved);
-    env->core->forward(env->ops, &args, scratch);
-    ops_linear(env->ops, out, saved->slot[O], w->weight[w_o(d)], false);
+    attn_finish(env, &args, w->weight[w_o(d)], out, again, scratch);
 }
 
 /* key: dqkv's k0 and v0 columns from dc, which is complete; then dx = this rank's share. */
@@ -180,4 +178,4 @@ static void backward(attn_env *env, int layer, const attn_weights *w, const attn
 }
 
 const attn_variant attn_mla_prerope = {
-    .name = "mla-prerope", .params = params, .reserve = reserve, .forward = forward, .backward = backward};
+    .name = "mla-prerope", .params = params, .layout = layout, .forward = forward, .backward = backward};

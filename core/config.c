@@ -723,7 +723,6 @@ static status check_name(const loader *l) {
 /* What a person may ask for and this version does not do yet; a line goes when its feature comes. */
 static status check_supported(const loader *l) {
     const config *c = l->config;
-    RULE(c->train.recompute != RECOMPUTE_NONE, train.recompute, "this version keeps all activations (none)");
     RULE(c->data.document_mask, data.document_mask, "this version attends across document ends (false)");
     return STATUS_OK;
 }

@@ -81,15 +81,37 @@ static float *floats(arena *a, int64_t count) {
     return arena_push(a, (size_t)count * sizeof(float));
 }
 
+/* Whether the forward pass of a whole layer is run again from its input. */
+static bool recomputes_all(const model *m) {
+    return m->attention.dims.recompute == RECOMPUTE_FULL;
+}
+
+/* middle is a sum over the ranks: where there are several it is kept, so that nothing is communicated twice. */
+static bool keeps_middle(const model *m) {
+    return !recomputes_all(m) || m->tp->size > 1;
+}
+
+/* Of the layer's activations those that are kept until the backward pass, or the others. */
+static void reserve_activations(model *m, model_layer *layer, dtype type, bool kept, arena *a) {
+    int64_t d = m->width, f = m->params.list[layer->gate].rows;
+    bool keeps = !recomputes_all(m);
+    const struct {
+        tensor *at;
+        int64_t cols;
+        bool kept;
+    } parts[] = {
+        {&layer->input, d, true},   {&layer->attention_in, d, keeps}, {&layer->middle, d, keeps_middle(m)},
+        {&layer->mlp_in, d, keeps}, {&layer->gate_up, 2 * f, keeps},  {&layer->hidden, f, keeps},
+    };
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        if (parts[i].kept == kept) *parts[i].at = arena_tensor(a, type, m->tokens, parts[i].cols);
+    attn_reserve(m->variant, &m->attention.dims, type, kept, a, &layer->saved);
+}
+
 static void reserve_layer(model *m, model_layer *layer, dtype type, arena *a) {
-    int64_t f = m->params.list[layer->gate].rows;
-    tensor *const wide[] = {&layer->input, &layer->attention_in, &layer->middle, &layer->mlp_in};
-    for (size_t i = 0; i < sizeof wide / sizeof *wide; i++) *wide[i] = arena_tensor(a, type, m->tokens, m->width);
-    layer->gate_up = arena_tensor(a, type, m->tokens, 2 * f);
-    layer->hidden = arena_tensor(a, type, m->tokens, f);
+    reserve_activations(m, layer, type, true, a);
     layer->rstd1 = floats(a, m->tokens);
     layer->rstd2 = floats(a, m->tokens);
-    m->variant->reserve(&m->attention.dims, type, a, &layer->saved);
     for (int i = 0; i < layer->attention_count; i++) {
         layer->weights.weight[i] = params_weight(&m->params, layer->attention_first + i);
         layer->weights.gradient[i] = params_gradient(&m->params, layer->attention_first + i);
@@ -101,6 +123,11 @@ static void reserve(model *m, arena *a) {
     dtype type = m->ops->activation;
     params_reserve(&m->params, type, a);
     for (int i = 0; i < m->layers; i++) reserve_layer(m, &m->layer[i], type, a);
+    size_t room = arena_mark(a);
+    for (int i = 0; i < m->layers; i++) {
+        arena_release(a, room);
+        reserve_activations(m, &m->layer[i], type, false, a);
+    }
     tensor *const wide[] = {&m->output, &m->final_in, &m->branch, &m->dx, &m->dbranch};
     for (size_t i = 0; i < sizeof wide / sizeof *wide; i++) *wide[i] = arena_tensor(a, type, m->tokens, m->width);
     int64_t vocab = m->params.list[m->head].rows;
@@ -246,17 +273,30 @@ static void join(model *m, stream_point to, tensor from) {
     m->ops->add_rmsnorm_forward(m->ops, to.x, to.normed, to.rstd, from, m->branch, gain(m, to.norm), m->norm_eps);
 }
 
+static stream_point middle(const model_layer *l) {
+    return (stream_point){l->middle, l->mlp_in, l->rstd2, l->mlp_norm};
+}
+
+/* The norm of a point where the stream already is. */
+static void norm(model *m, stream_point at) {
+    m->ops->rmsnorm_forward(m->ops, at.normed, at.rstd, at.x, gain(m, at.norm), m->norm_eps);
+}
+
+/* From mlp_in to hidden. */
+static void forward_hidden(model *m, model_layer *l) {
+    ops_linear(m->ops, l->gate_up, l->mlp_in, gate_up(params_weight(&m->params, l->gate)), false);
+    m->ops->swiglu_forward(m->ops, l->hidden, l->gate_up);
+}
+
 /* From attention_in of layer `index` to the normed entry of the next. */
 static void forward_layer(model *m, int index) {
-    ops *o = m->ops;
     model_layer *l = &m->layer[index];
-    m->variant->forward(&m->attention, index, &l->weights, &l->saved, l->attention_in, m->branch, &m->memory);
+    m->variant->forward(&m->attention, index, &l->weights, &l->saved, l->attention_in, &m->branch, false, &m->memory);
     sum_over_tp(m, m->branch, "attention output", index);
-    join(m, (stream_point){l->middle, l->mlp_in, l->rstd2, l->mlp_norm}, l->input);
+    join(m, middle(l), l->input);
 
-    ops_linear(o, l->gate_up, l->mlp_in, gate_up(params_weight(&m->params, l->gate)), false);
-    o->swiglu_forward(o, l->hidden, l->gate_up);
-    ops_linear(o, m->branch, l->hidden, params_weight(&m->params, l->down), false);
+    forward_hidden(m, l);
+    ops_linear(m->ops, m->branch, l->hidden, params_weight(&m->params, l->down), false);
     sum_over_tp(m, m->branch, "mlp output", index);
     join(m, entry(m, index + 1), l->middle);
 }
@@ -271,7 +311,7 @@ static void forward(model *m, const int32_t *input, const int32_t *target) {
     o->embedding_forward(o, first.x, params_weight(&m->params, m->embedding), m->input,
                          m->params.list[m->embedding].row);
     sum_over_tp(m, first.x, "embedding", -1);
-    o->rmsnorm_forward(o, first.normed, first.rstd, first.x, gain(m, first.norm), m->norm_eps);
+    norm(m, first);
     for (int i = 0; i < m->layers; i++) forward_layer(m, i);
 }
 
@@ -342,10 +382,30 @@ static void complete_bucket(model *m, int b, int layer) {
     model_reduce_bucket(m, b, layer);
 }
 
+/* The last layer's activations are still in their room. */
+static bool recomputes(const model *m, int index) {
+    return m->attention.dims.recompute != RECOMPUTE_NONE && index < m->layers - 1;
+}
+
+/* What the forward pass of layer `index` did not keep, by the same operations. */
+static void forward_again(model *m, int index) {
+    model_layer *l = &m->layer[index];
+    bool all = recomputes_all(m), joins = !keeps_middle(m);
+    if (all) norm(m, entry(m, index));
+    m->variant->forward(&m->attention, index, &l->weights, &l->saved, l->attention_in, joins ? &m->branch : NULL, true,
+                        &m->memory);
+    if (joins)
+        join(m, middle(l), l->input);
+    else if (all)
+        norm(m, middle(l));
+    if (all) forward_hidden(m, l);
+}
+
 /* dx: gradient of the layer's output in, of its input out. */
 static void backward_layer(model *m, int index) {
     ops *o = m->ops;
     model_layer *l = &m->layer[index];
+    if (recomputes(m, index)) forward_again(m, index);
     size_t mark = arena_mark(&m->memory);
     tensor dhidden = arena_tensor(&m->memory, l->hidden.type, l->hidden.rows, l->hidden.cols);
     tensor dgate_up = arena_tensor(&m->memory, l->gate_up.type, l->gate_up.rows, l->gate_up.cols);

@@ -15,6 +15,7 @@ typedef struct model_layer {
     int attention_norm, mlp_norm, gate, up, down; /* parameter indices */
     attn_weights weights;
     attn_saved saved;
+    /* What train.recompute does not keep lies in one room, where each layer's takes the place of the last one's. */
     tensor input, attention_in, middle, mlp_in; /* [N, d]: residual stream, its norm; after attention, its norm */
     tensor gate_up, hidden;                     /* [N, 2 F_local], [N, F_local] */
     float *rstd1, *rstd2;                       /* [N] */

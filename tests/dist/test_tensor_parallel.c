@@ -13,7 +13,7 @@ static void attention_pass(run *r, int layer, const float *x, const float *dout,
     tensor tx = test_to_device(o, x, n, d), tdout = test_to_device(o, dout, n, d);
     tensor result = test_to_device(o, x, n, d);
     model_zero_gradients(m);
-    m->variant->forward(&m->attention, layer, &l->weights, &l->saved, tx, result, &m->memory);
+    m->variant->forward(&m->attention, layer, &l->weights, &l->saved, tx, &result, false, &m->memory);
     comm_all_reduce(&r->tp, result.data, n * d, DTYPE_F32, COMM_SUM, "test output", layer);
     o->download(o, out, result.data, bytes);
     m->variant->backward(&m->attention, layer, &l->weights, &l->saved, tx, tdout, result, &m->memory);

@@ -198,7 +198,7 @@ static void check_sublayer(golden *g) {
     tensor in = to_device(g, x), out = to_device(g, poison), grad_out = to_device(g, dout), dx = to_device(g, poison);
     model_zero_gradients(m);
     size_t mark = arena_mark(&m->memory);
-    m->variant->forward(&m->attention, 0, &layer->weights, &layer->saved, in, out, &m->memory);
+    m->variant->forward(&m->attention, 0, &layer->weights, &layer->saved, in, &out, false, &m->memory);
     check_tensor(g, "sublayer.out", out);
     m->variant->backward(&m->attention, 0, &layer->weights, &layer->saved, in, grad_out, dx, &m->memory);
     check_tensor(g, "sublayer.dx", dx);

@@ -427,7 +427,6 @@ static void rules(void **state) {
 
 static void unsupported(void **state) {
     static const char *const asked[][3] = {
-        {"train", "recompute", "full"},
         {"data", "document_mask", "true"},
     };
     for (size_t i = 0; i < sizeof asked / sizeof *asked; i++)
