@@ -596,12 +596,39 @@ class Disk(Resume):
                 pass
         self.failed_then_saved(job, "run", "Not a directory", lambda: os.remove(folder))
 
+    def make_read_only(self, *folder):
+        """Returns what undoes it."""
+        path = self.path(*folder)
+        self.mount("--bind", path, at=path)
+        for _ in range(500):  # a file that is just being written there has it busy
+            if subprocess.run(["mount", "-o", "remount,bind,ro", path], capture_output=True).returncode == 0:
+                break
+            time.sleep(0.01)
+        else:
+            self.fail(f"{path} stays busy")
+        return lambda: subprocess.run(["umount", "-l", path], check=True)
+
     def test_a_disk_that_cannot_be_written(self):
         job = self.start()
-        folder = self.path("run", "checkpoints")
-        self.mount("--bind", folder, at=folder)
-        subprocess.run(["mount", "-o", "remount,bind,ro", folder], check=True)
-        self.failed_then_saved(job, "run", "Read-only", lambda: subprocess.run(["umount", "-l", folder], check=True))
+        self.failed_then_saved(job, "run", "Read-only", self.make_read_only("run", "checkpoints"))
+
+    def test_a_run_folder_that_becomes_read_only(self):
+        """What is open, database and log, stays so; nothing new can be made."""
+        job = self.start()
+        self.failed_then_saved(job, "run", "Read-only", self.make_read_only("run"))
+
+    def test_a_run_folder_that_is_read_only_does_not_go_on(self):
+        self.dataset()
+        config = self.config(train=dict(steps=8), checkpoint=dict(every=3), diagnostics=dict(ranks=1))
+        self.train(2, config, "run")
+        self.cut("lost", 6, of="run")
+        repair = self.make_read_only("lost")
+        code, _, err = self.launch(2, config, "lost", resume="auto")
+        self.assertEqual(code, 74, err)
+        self.assertRegex(err, "lost.*Read-only file system")
+        repair()
+        self.same(self.go_on(2, config, "lost").execute(STATE).fetchall(),
+                  self.database("run").execute(STATE).fetchall())
 
     def test_a_full_disk(self):
         """Database, log and checkpoints on one small disk, which is full for a while."""
