@@ -245,5 +245,6 @@ status checkpoint_publish(const checkpoint_source *source, const checkpoint_stat
     log_info("checkpoint %s", name);
     event_post(source->records, state->step, "info", "checkpoint", "%s", name);
     prune(source, state->step);
+    checkpoint_clean(source->config); /* of what failed and could not even be removed */
     return STATUS_OK;
 }
