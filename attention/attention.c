@@ -1,6 +1,7 @@
 /* What the variants share: dimensions from a config, the rotary table, and the parts of parts.h. */
 #include "attention/attention.h"
 #include "attention/parts.h"
+#include "core/ops/profile.h"
 
 #include <math.h>
 
@@ -136,8 +137,30 @@ attn_core_args attn_core_for(const attn_env *env) {
     };
 }
 
+/* Causal: half of the T x T square. Forward are the scores and the weighted sums of values; backward the scores again
+ * and the gradients of weights, v, q and k. */
+static void count_flops(ops *o, const attn_core_args *args, bool backward) {
+    double square = (double)args->batch * args->heads * (double)args->context * (double)args->context;
+    double qk = args->nope + args->rope, v = args->value;
+    o->attention_flops += square * (backward ? 3 * qk + 2 * v : qk + v);
+}
+
+static void core_forward(attn_env *env, const attn_core_args *args, arena *scratch) {
+    profile_phase before = profile_enter(env->ops->profile, PROFILE_ATTENTION);
+    env->core->forward(env->ops, args, scratch);
+    count_flops(env->ops, args, false);
+    profile_enter(env->ops->profile, before);
+}
+
+void attn_core_backward(attn_env *env, const attn_core_args *args, const attn_core_grads *grads, arena *scratch) {
+    profile_phase before = profile_enter(env->ops->profile, PROFILE_ATTENTION);
+    env->core->backward(env->ops, args, grads, scratch);
+    count_flops(env->ops, args, true);
+    profile_enter(env->ops->profile, before);
+}
+
 void attn_finish(attn_env *env, const attn_core_args *args, tensor w_o, const tensor *out, bool again, arena *scratch) {
-    if (!again || !keeps(&env->dims, ATTN_RESULT)) env->core->forward(env->ops, args, scratch);
+    if (!again || !keeps(&env->dims, ATTN_RESULT)) core_forward(env, args, scratch);
     if (out) ops_linear(env->ops, *out, args->o, w_o, false);
 }
 

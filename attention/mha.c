@@ -72,7 +72,7 @@ static void backward(attn_env *env, int layer, const attn_weights *w, const attn
                              .dq = tensor_cols(dqkv, 0, q_cols(d)),
                              .dk = tensor_cols(dqkv, q_cols(d), k_cols(d)),
                              .dv = tensor_cols(dqkv, q_cols(d) + k_cols(d), v_cols(d))};
-    env->core->backward(env->ops, &args, &grads, scratch);
+    attn_core_backward(env, &args, &grads, scratch);
     attn_rotate(env, dqkv, 0, d->heads_local + d->kv_heads_local, true);
 
     ops_linear_dw(env->ops, attn_joined(w->gradient, W_Q, 3), dqkv, x);

@@ -154,7 +154,7 @@ static void backward(attn_env *env, int layer, const attn_weights *w, const attn
     attn_core_args args = core_args(env, saved);
     attn_core_grads grads = {
         .dout = grad_o, .dq = dq, .dk = dkv, .dv = tensor_cols(dkv, d->nope, dkv.cols - d->nope), .dk_rope = dk_rope};
-    env->core->backward(env->ops, &args, &grads, scratch);
+    attn_core_backward(env, &args, &grads, scratch);
     attn_rotate_tail(env, dq, d->heads_local, true);
     attn_rotate_tail(env, dk_rope, 1, true);
 

@@ -162,7 +162,7 @@ static void backward(attn_env *env, int layer, const attn_weights *w, const attn
                              .dq = tensor_cols(dqkv, 0, cols),
                              .dk = tensor_cols(dkv, 0, cols),
                              .dv = tensor_cols(dkv, cols, cols)};
-    env->core->backward(env->ops, &args, &grads, scratch);
+    attn_core_backward(env, &args, &grads, scratch);
 
     ops_linear_dw(env->ops, attn_joined(w->gradient, w_uk(d), 2), dkv, saved->slot[C_NORMED]);
     ops_linear_dx(env->ops, dnormed, dkv, attn_joined(w->weight, w_uk(d), 2), false);

@@ -25,6 +25,9 @@ attn_core_args attn_core_for(const attn_env *env);
 /* The rest of a forward pass: the core over its operands, and out = o W_Ot; see attn_variant.forward. */
 void attn_finish(attn_env *env, const attn_core_args *args, tensor w_o, const tensor *out, bool again, arena *scratch);
 
+/* The core's backward pass, counted and profiled as its forward pass is in attn_finish. */
+void attn_core_backward(attn_env *env, const attn_core_args *args, const attn_core_grads *grads, arena *scratch);
+
 /* Specifications that every variant lists. */
 param_spec attn_spec_rows(const attn_dims *d, const char *name, int64_t rows, int64_t cols, bool joined);
 param_spec attn_spec_out(const attn_dims *d);

@@ -3,6 +3,7 @@
  * After a group's first error its collectives do nothing, so that the rank reaches its next comm_status() at once and
  * ends the job; peers that wait inside a collective are ended by that. */
 #include "comm/backends.h"
+#include "core/ops/profile.h"
 
 #include <stdbool.h>
 #include <stdio.h>
@@ -50,11 +51,24 @@ void comm_group_wait(comm_group *g) {
     __atomic_add_fetch(&g->waits, 1, __ATOMIC_RELEASE);
 }
 
+/* The payload counts once a collective, as a rank's buffer has it. */
+static profile_phase enter(comm_group *g, profile_phase next, int64_t count, dtype type) {
+    profile_phase before = profile_enter(g->profile, next);
+    profile_bytes(g->profile, (double)count * (double)dtype_bytes(type));
+    return before;
+}
+
+static void leave(comm_group *g, profile_phase before) {
+    profile_enter(g->profile, before);
+}
+
 void comm_all_reduce(comm_group *g, void *data, int64_t count, dtype type, comm_op op, const char *place, int layer) {
     if (!begin_sum(g, "all-reduce", count, type, place, layer)) return;
+    profile_phase before = enter(g, PROFILE_COLLECTIVE, count, type);
     comm_group_wait(g);
     g->backend->all_reduce(g, data, count, type, op);
     comm_group_wait(g);
+    leave(g, before);
 }
 
 void comm_broadcast_start(comm_group *g, void *data, int64_t count, dtype type, int root, const char *place,
@@ -64,29 +78,49 @@ void comm_broadcast_start(comm_group *g, void *data, int64_t count, dtype type, 
     if (root < 0 || root >= g->size) {
         comm_group_fail(g, operation, "its root is not a rank of the group");
     } else if (count > 0) {
+        profile_phase before = enter(g, PROFILE_WAIT, count, type);
         g->backend->broadcast_start(g, data, count, type, root);
+        leave(g, before);
     }
 }
 
 void comm_sum_start(comm_group *g, void *data, int64_t count, dtype type, const char *place, int layer) {
-    if (begin_sum(g, "all-reduce", count, type, place, layer)) g->backend->sum_start(g, data, count, type);
+    if (!begin_sum(g, "all-reduce", count, type, place, layer)) return;
+    profile_phase before = enter(g, PROFILE_WAIT, count, type);
+    g->backend->sum_start(g, data, count, type);
+    leave(g, before);
 }
 
 void comm_reduce_scatter_start(comm_group *g, void *data, int64_t piece, dtype type, const char *place, int layer) {
-    if (begin_sum(g, "reduce-scatter", piece, type, place, layer))
-        g->backend->reduce_scatter_start(g, data, piece, type);
+    if (!begin_sum(g, "reduce-scatter", piece, type, place, layer)) return;
+    profile_phase before = enter(g, PROFILE_WAIT, piece * g->size, type);
+    g->backend->reduce_scatter_start(g, data, piece, type);
+    leave(g, before);
 }
 
 void comm_all_gather_start(comm_group *g, void *data, int64_t piece, dtype type, const char *place, int layer) {
-    if (begin(g, "all-gather", piece, place, layer) && piece > 0) g->backend->all_gather_start(g, data, piece, type);
+    if (!begin(g, "all-gather", piece, place, layer) || piece == 0) return;
+    profile_phase before = enter(g, PROFILE_WAIT, piece * g->size, type);
+    g->backend->all_gather_start(g, data, piece, type);
+    leave(g, before);
 }
 
 void comm_progress(comm_group *g) {
-    if (g->backend->progress && g->first_error == STATUS_OK) g->backend->progress(g);
+    if (!g->backend->progress || g->first_error != STATUS_OK) return;
+    profile_phase before = profile_enter(g->profile, PROFILE_WAIT);
+    g->backend->progress(g);
+    leave(g, before);
 }
 
 void comm_finish(comm_group *g) {
-    if (g->first_error == STATUS_OK) g->backend->finish(g);
+    if (g->first_error != STATUS_OK) return;
+    profile_phase before = profile_enter(g->profile, PROFILE_WAIT);
+    g->backend->finish(g);
+    leave(g, before);
+}
+
+double comm_started_s(comm_group *g) {
+    return g->backend->started_s ? g->backend->started_s(g) : 0;
 }
 
 void comm_close(comm_group *g) {

@@ -40,6 +40,8 @@ typedef struct comm_backend {
     void (*finish)(comm_group *g);
     void (*progress)(comm_group *g); /* NULL where what is started moves by itself */
     void (*close)(comm_group *g);
+    /* Seconds since the last call, and while somebody looked, in which what was started was under way; NULL: never. */
+    double (*started_s)(comm_group *g);
     void (*know)(comm_group *g, void *data, size_t bytes); /* comm_register; NULL where it changes nothing */
     /* For the watchdog's thread; NULL where calls return only when they are done. The oldest collective that is not
      * finished, false when there is none; and what the library found wrong by itself, NULL for nothing. */
@@ -60,6 +62,7 @@ struct comm_group {
     const char *operation, *place;
     int layer;
     uint64_t number;
+    struct profile *profile;      /* core/ops/profile.h; NULL: nobody looks */
     struct comm_counter *counter; /* of the counting backend (comm/count.h) */
     struct comm_started *started; /* of the MPI backend */
     struct comm_nccl *nccl;       /* of the NCCL backend */
@@ -114,3 +117,7 @@ void comm_progress(comm_group *g);
 
 /* Completes all that is started. */
 void comm_finish(comm_group *g);
+
+/* Seconds, since the last call and while the group's profile looked, in which something that was started was under way:
+ * on GPUs by the device's clock, of what it has finished. */
+double comm_started_s(comm_group *g);

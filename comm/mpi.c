@@ -4,6 +4,8 @@
  * that is the same for all ranks, or hands one rank's result to the others: so the bits agree on every rank and from
  * run to run. Its own MPI_MAX keeps that promise for numbers only, hence maximum() below. */
 #include "comm/backends.h"
+#include "core/clock.h"
+#include "core/ops/profile.h"
 
 #include <limits.h>
 #include <math.h>
@@ -100,6 +102,7 @@ typedef struct part {
 
 typedef struct comm_started {
     int count, capacity, done; /* parts in the order of their starts; the first `done` are known to be complete */
+    double since_s, seconds;   /* some part has been under way since then; and was before, while a profile looked */
     part *parts;
     int room_count;
     room *rooms;
@@ -118,6 +121,7 @@ static part *new_part(comm_group *g) {
         s->parts = more;
         s->capacity = capacity;
     }
+    if (s->done == s->count && profile_looks(g->profile)) s->since_s = clock_now_s();
     s->parts[s->count] = (part){.request = MPI_REQUEST_NULL, .of = comm_group_begun(g)};
     return &s->parts[s->count++];
 }
@@ -221,8 +225,14 @@ static void complete(comm_group *g, const part *p) {
     theirs->used = false;
 }
 
+/* The last part under way is complete. */
+static void note_end(comm_group *g) {
+    if (profile_looks(g->profile)) g->started->seconds += clock_now_s() - g->started->since_s;
+}
+
 static void progress(comm_group *g) {
     comm_started *s = g->started;
+    if (s->done == s->count) return;
     while (s->done < s->count) {
         part *p = &s->parts[s->done];
         int arrived = 0;
@@ -230,10 +240,12 @@ static void progress(comm_group *g) {
         complete(g, p);
         s->done++;
     }
+    note_end(g);
 }
 
 static void finish(comm_group *g) {
     comm_started *s = g->started;
+    bool under_way = s->done < s->count;
     for (; s->done < s->count; s->done++) {
         part *p = &s->parts[s->done];
         comm_group_name(g, &p->of);
@@ -244,6 +256,13 @@ static void finish(comm_group *g) {
         complete(g, p);
     }
     s->count = s->done = 0;
+    if (under_way) note_end(g);
+}
+
+static double started_s(comm_group *g) {
+    double seconds = g->started->seconds;
+    g->started->seconds = 0;
+    return seconds;
 }
 
 static void close_group(comm_group *g) {
@@ -266,7 +285,8 @@ const comm_backend comm_backend_mpi = {.name = "mpi",
                                        .all_gather_start = all_gather_start,
                                        .finish = finish,
                                        .progress = progress,
-                                       .close = close_group};
+                                       .close = close_group,
+                                       .started_s = started_s};
 
 status comm_over_mpi(comm_group *out, MPI_Comm c) {
     static const char what[] = "making a group of ranks";

@@ -16,6 +16,7 @@
 #include "core/clock.h"
 #include "core/log.h"
 #include "core/ops/cuda/context.h"
+#include "core/ops/profile.h"
 
 #include <cudaTypedefs.h>
 #include <nccl.h>
@@ -25,6 +26,11 @@
 #include <string.h>
 
 enum { POLL_MOST_US = 200, RING = 4096 /* far more than a stream takes before its host waits */ };
+
+/* One that is started, on the side stream. */
+typedef struct timed {
+    cudaEvent_t begin, end;
+} timed;
 
 /* A stream and how far it has come. */
 typedef struct lane {
@@ -39,6 +45,8 @@ typedef struct comm_nccl {
     lane compute, side; /* side's stream is ours, for what is started */
     uint32_t *finished; /* [2], of both */
     cudaEvent_t ready, done;
+    timed *timed; /* what was started while a profile looked, in that order; the capacity has its events */
+    int timed_count, timed_capacity;
     void *known; /* NCCL's handle of the registered memory */
     PFN_cuStreamWriteValue32_v11070 write_value;
 } comm_nccl;
@@ -131,16 +139,66 @@ static void all_reduce(comm_group *g, void *data, int64_t count, dtype type, com
         mark(g, &n->compute);
 }
 
+static bool add_timed(comm_group *g) {
+    comm_nccl *n = g->nccl;
+    timed *more = realloc(n->timed, (size_t)(n->timed_capacity + 1) * sizeof *more);
+    if (!more) {
+        comm_group_fail(g, g->operation, "out of memory");
+        return false;
+    }
+    n->timed = more;
+    timed *t = &more[n->timed_capacity];
+    if (!cuda_ok(g, g->operation, cudaEventCreate(&t->begin))) return false;
+    if (!cuda_ok(g, g->operation, cudaEventCreate(&t->end))) {
+        cudaEventDestroy(t->begin);
+        return false;
+    }
+    n->timed_capacity++;
+    return true;
+}
+
+/* On the side stream around what is started, while a profile looks; false, with the error kept. */
+static bool note_begin(comm_group *g) {
+    comm_nccl *n = g->nccl;
+    if (!profile_looks(g->profile)) return true;
+    if (n->timed_count == n->timed_capacity && !add_timed(g)) return false;
+    return cuda_ok(g, g->operation, cudaEventRecord(n->timed[n->timed_count].begin, n->side.stream));
+}
+
+static void note_end(comm_group *g) {
+    comm_nccl *n = g->nccl;
+    if (!profile_looks(g->profile)) return;
+    cuda_ok(g, g->operation, cudaEventRecord(n->timed[n->timed_count++].end, n->side.stream));
+}
+
+/* They follow one another on their stream: all are finished when the last one is. */
+static double started_s(comm_group *g) {
+    comm_nccl *n = g->nccl;
+    double seconds = 0;
+    if (n->timed_count == 0 || cudaEventQuery(n->timed[n->timed_count - 1].end) != cudaSuccess) {
+        cudaGetLastError(); /* "not ready" is not an error of a later launch */
+        return 0;
+    }
+    for (int i = 0; i < n->timed_count; i++) {
+        float ms = 0;
+        if (cudaEventElapsedTime(&ms, n->timed[i].begin, n->timed[i].end) == cudaSuccess) seconds += 1e-3 * (double)ms;
+    }
+    n->timed_count = 0;
+    return seconds;
+}
+
 /* The side stream goes on behind what the compute stream has been told so far; false, with the error kept, where not.
  */
 static bool fork_side(comm_group *g) {
     comm_nccl *n = g->nccl;
     return cuda_ok(g, g->operation, cudaEventRecord(n->ready, n->compute.stream)) &&
-           cuda_ok(g, g->operation, cudaStreamWaitEvent(n->side.stream, n->ready, 0));
+           cuda_ok(g, g->operation, cudaStreamWaitEvent(n->side.stream, n->ready, 0)) && note_begin(g);
 }
 
 static void started(comm_group *g, ncclResult_t result) {
-    if (nccl_ok(g, g->operation, result)) mark(g, &g->nccl->side);
+    if (!nccl_ok(g, g->operation, result)) return;
+    note_end(g);
+    mark(g, &g->nccl->side);
 }
 
 static void broadcast_start(comm_group *g, void *data, int64_t count, dtype type, int root) {
@@ -217,6 +275,11 @@ static void close_group(comm_group *g) {
     }
     if (n->ready) cudaEventDestroy(n->ready);
     if (n->done) cudaEventDestroy(n->done);
+    for (int i = 0; i < n->timed_capacity; i++) {
+        cudaEventDestroy(n->timed[i].begin);
+        cudaEventDestroy(n->timed[i].end);
+    }
+    free(n->timed);
     if (n->side.stream) cudaStreamDestroy(n->side.stream);
     if (n->finished) cudaFreeHost(n->finished);
     free(n);
@@ -231,6 +294,7 @@ static const comm_backend backend = {.name = "nccl",
                                      .all_gather_start = all_gather_start,
                                      .finish = finish,
                                      .close = close_group,
+                                     .started_s = started_s,
                                      .know = know,
                                      .unfinished = unfinished,
                                      .fault = fault,

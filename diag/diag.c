@@ -326,6 +326,8 @@ static size_t record_bytes(int kind) {
         return sizeof(diag_finish);
     case DIAG_CHECKPOINT:
         return sizeof(diag_checkpoint);
+    case DIAG_PROFILE:
+        return sizeof(diag_profile);
     default:
         return 0;
     }
@@ -404,6 +406,11 @@ static void take_record(diag *d, const channel_message *m) {
         memcpy(&d->checkpoint, m->data, sizeof(d->checkpoint));
         flush(d);
         return;
+    case DIAG_PROFILE:
+        r.kind = STORE_PROFILE;
+        memcpy(&r.profile, m->data, bytes);
+        end_text(r.profile.phase, sizeof(r.profile.phase));
+        break;
     case DIAG_FINISH:
         r.kind = STORE_FINISH;
         memcpy(&r.finish, m->data, bytes);

@@ -51,7 +51,14 @@ int diag_rank_of_layer(const config *c, int64_t layer);
 
 /* ---- what the trainer sends: message kind, and the struct that is the message's data ---- */
 
-typedef enum diag_record_kind { DIAG_STEP, DIAG_EVAL, DIAG_EVENT, DIAG_FINISH, DIAG_CHECKPOINT } diag_record_kind;
+typedef enum diag_record_kind {
+    DIAG_STEP,
+    DIAG_EVAL,
+    DIAG_EVENT,
+    DIAG_FINISH,
+    DIAG_CHECKPOINT,
+    DIAG_PROFILE
+} diag_record_kind;
 
 typedef struct diag_step { /* one row of train_metrics; a value that is not finite becomes NULL */
     int64_t step, tokens;
@@ -68,6 +75,12 @@ typedef struct diag_event { /* one row of events; kinds: drop, checkpoint, data,
     int64_t step;
     char level[8], kind[24], message[512];
 } diag_event;
+
+typedef struct diag_profile { /* one row of profile; a value that is not finite becomes NULL */
+    int64_t step, steps;      /* the last of so many */
+    double ms, share, flops, bytes, tflops, gb_per_s, ratio;
+    char phase[24];
+} diag_profile;
 
 typedef struct diag_checkpoint { /* no row: when all up to that step is committed, channel_confirm() says so */
     int64_t step;

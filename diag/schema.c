@@ -61,6 +61,9 @@ SPECTRUM_COLUMNS(REAL)
 "CREATE TABLE IF NOT EXISTS eval_metrics(run_id INTEGER, step INTEGER, split TEXT, loss REAL, perplexity REAL,"
 " tokens INTEGER, PRIMARY KEY(run_id, step, split)) WITHOUT ROWID;"
 
+"CREATE TABLE IF NOT EXISTS profile(run_id INTEGER, step INTEGER, phase TEXT, steps INTEGER, ms REAL, share REAL,"
+" flops REAL, bytes REAL, tflops REAL, gb_per_s REAL, ratio REAL, PRIMARY KEY(run_id, step, phase)) WITHOUT ROWID;"
+
 "CREATE TABLE IF NOT EXISTS events(run_id INTEGER, attempt INTEGER, seq INTEGER, step INTEGER, time TEXT, level TEXT,"
 " kind TEXT, message TEXT, PRIMARY KEY(run_id, attempt, seq));";
 

@@ -9,8 +9,8 @@
 
 /* Goes up with every change to the tables or views: older files are brought up to it when they are opened for writing,
  * newer ones are refused. 2: parts beyond full, content and rope, weights, nulls; views made again. 3: what a resumed
- * run reads again (gains, null_query_ratio, sessions.messages). 4: null_query_ratio in v_spectra. */
-enum { SCHEMA_VERSION = 4 };
+ * run reads again (gains, null_query_ratio, sessions.messages). 4: null_query_ratio in v_spectra. 5: profile. */
+enum { SCHEMA_VERSION = 5 };
 
 #define SCHEMA_NAME(name, type) #name ", "
 

@@ -38,6 +38,7 @@ typedef enum store_kind {
     STORE_SNAPSHOT,
     STORE_NULL,
     STORE_GAINS,
+    STORE_PROFILE,
     STORE_FINISH
 } store_kind;
 
@@ -72,6 +73,7 @@ typedef struct store_record {
         diag_step step;
         diag_eval eval;
         diag_event event;
+        diag_profile profile;
         diag_finish finish;
         store_snapshot snapshot;
     };

@@ -17,6 +17,7 @@ int store_forget_behind(store *s, int64_t step) {
         "DELETE FROM vectors WHERE " OF_SNAPSHOTS, "DELETE FROM snapshots WHERE " OF_RUN,
         "DELETE FROM layer_spectra WHERE " OF_RUN, "DELETE FROM gains WHERE " OF_RUN,
         "DELETE FROM train_metrics WHERE " OF_RUN, "DELETE FROM eval_metrics WHERE " OF_RUN,
+        "DELETE FROM profile WHERE " OF_RUN,
     };
     int rc = SQLITE_OK;
     for (size_t i = 0; i < sizeof(sql) / sizeof(*sql) && rc == SQLITE_OK; i++) {

@@ -32,6 +32,7 @@
     STATEMENT(esd, "INSERT OR REPLACE INTO esd VALUES(?, ?, ?, ?)")                                                    \
     STATEMENT(pair, "INSERT OR REPLACE INTO vectors VALUES(?, ?, ?, ?)")                                               \
     STATEMENT(gains, "INSERT OR REPLACE INTO gains VALUES(?, ?, ?, ?)")                                                \
+    STATEMENT(profile, "INSERT OR REPLACE INTO profile VALUES(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")                       \
     STATEMENT(progress,                                                                                                \
               "UPDATE sessions SET first_step = ?3, last_step = ?4, messages = ?5 WHERE run_id = ?1 AND attempt = ?2") \
     STATEMENT(exit_code, "UPDATE sessions SET exit_code = ?3 WHERE run_id = ?1 AND attempt = ?2")                      \
@@ -98,6 +99,17 @@ static int write_event(store *s, const waiting *w) {
     store_bind_text(q, 6, r->level);
     store_bind_text(q, 7, r->kind);
     store_bind_text(q, 8, r->message);
+    return store_run(q);
+}
+
+static int write_profile(store *s, const diag_profile *r) {
+    sqlite3_stmt *q = s->sql[SQL_profile];
+    const double values[] = {r->ms, r->share, r->flops, r->bytes, r->tflops, r->gb_per_s, r->ratio};
+    sqlite3_bind_int64(q, 1, s->run_id);
+    sqlite3_bind_int64(q, 2, r->step);
+    store_bind_text(q, 3, r->phase);
+    sqlite3_bind_int64(q, 4, r->steps);
+    for (int i = 0; i < 7; i++) store_bind_real(q, 5 + i, values[i]);
     return store_run(q);
 }
 
@@ -273,6 +285,8 @@ int store_write_record(store *s, const waiting *w) {
         return write_null(s, &w->record.null);
     case STORE_GAINS:
         return write_gains(s, &w->record.gains);
+    case STORE_PROFILE:
+        return write_profile(s, &w->record.profile);
     case STORE_FINISH:
         return write_finish(s, &w->record.finish, w->time);
     }

@@ -1,9 +1,10 @@
 /* Private to the trainer's loop: one rank's training job. job.c sets a compute rank up, step.c makes one step, loop.c
- * the steps with what lies between them, train.c is the life of a rank. */
+ * the steps with what lies between them, profiling.c says where their time goes, train.c is the life of a rank. */
 #pragma once
 
 #include "comm/channel.h"
 #include "comm/watchdog.h"
+#include "core/ops/profile.h"
 #include "data/dataset.h"
 #include "data/info.h"
 #include "diag/diag.h"
@@ -19,8 +20,8 @@ typedef struct derived {
     int64_t threads, micro_batch, data_parallel;
     int64_t resume_step; /* the database goes on behind it; -1: it begins */
     int64_t saved_step;  /* the same, where the run folder has the checkpoint itself */
-    char device[64]; /* of compute rank 0 */
-    char hosts[256]; /* h1,h2,... */
+    char device[64];     /* of compute rank 0 */
+    char hosts[256];     /* h1,h2,... */
 } derived;
 
 typedef struct job {
@@ -53,6 +54,8 @@ typedef struct job {
     int signal;         /* that ended it; 0: none */
     comm_watchdog *watchdog;
     double started_s, tokens_per_s;
+    int64_t profile_steps;       /* that are to be profiled, of compute rank 0 */
+    struct profiling *profiling; /* of profiling.c; NULL: no step is */
     /* diagnostics.ranks: 0: compute rank 0 keeps the database itself, in a thread */
     diag *local_diag;
     channel_receiver *local_receiver;
@@ -91,6 +94,20 @@ void job_begin(job *j);
 
 /* The mean loss over the first windows of the validation shards, recorded for that step. */
 void job_validate(job *j, int64_t step);
+
+/* ---- profiling.c: each does nothing where there is nothing to profile ---- */
+
+/* Around each step. The first steps of a start are not profiled; after the last of profile_steps the profile is printed
+ * and recorded. */
+void profiling_begin(job *j, int64_t number);
+void profiling_end(job *j);
+
+/* Around what is no part of a step. */
+void profiling_pause(const job *j);
+void profiling_resume(const job *j);
+
+/* After the last step: prints and records what was profiled of steps that were to be more. */
+void profiling_finish(job *j);
 
 /* ---- loop.c ---- */
 

@@ -33,11 +33,13 @@ static void wait_for_checkpoint(job *j) {
 /* The state behind the last step. One checkpoint at a time. */
 static void save(job *j) {
     const diag_checkpoint record = {.step = j->state.step};
+    profiling_pause(j);
     wait_for_checkpoint(j);
     record_post(j->records, DIAG_CHECKPOINT, j->state.step, &record, sizeof record);
     checkpoint_begin(j->writer, &j->state);
     j->requests &= ~CHANNEL_CHECKPOINT;
     j->saved_step = j->state.step;
+    profiling_resume(j);
 }
 
 /* The end that an alert asked for: as at the last step, with a validation. */
@@ -102,9 +104,12 @@ status job_loop(job *j) {
     while (s == STATUS_OK && j->state.step < j->last_step && !j->signal) {
         int64_t number = j->state.step + 1;
         comm_watch_step(j->watchdog, number);
+        profiling_begin(j, number);
         s = job_step(j, number);
         if (s == STATUS_OK) after_step(j);
+        profiling_end(j);
     }
+    profiling_finish(j);
     int64_t made = j->state.step - j->first_step;
     double seconds = clock_now_s() - j->started_s;
     j->tokens_per_s = (double)(made * j->c.train.global_batch * j->c.model.context) / seconds;

@@ -1,6 +1,7 @@
 #include "trainer/model.h"
 
 #include "comm/count.h"
+#include "core/ops/profile.h"
 #include "trainer/weights.h"
 
 #include <math.h>
@@ -191,7 +192,7 @@ static status measure(model *m, const config *c, dtype activation, int64_t logit
         .bytes = m->memory.peak_bytes,
         .parameter_bytes = params_bytes(&m->params),
         .parameters = params_global_count(&m->params),
-        .train_flops = o.flops,
+        .train_flops = ops_flops(&o),
         .tp_bytes = counter.bytes,
         .tp_collectives = counter.collectives,
     };
@@ -291,8 +292,10 @@ static void forward_hidden(model *m, model_layer *l) {
 /* From attention_in of layer `index` to the normed entry of the next. */
 static void forward_layer(model *m, int index) {
     model_layer *l = &m->layer[index];
+    profile_enter(m->ops->profile, PROFILE_PROJECTIONS);
     m->variant->forward(&m->attention, index, &l->weights, &l->saved, l->attention_in, &m->branch, false, &m->memory);
     sum_over_tp(m, m->branch, "attention output", index);
+    profile_enter(m->ops->profile, PROFILE_MLP);
     join(m, middle(l), l->input);
 
     forward_hidden(m, l);
@@ -301,16 +304,25 @@ static void forward_layer(model *m, int index) {
     join(m, entry(m, index + 1), l->middle);
 }
 
+/* What a pass of the embedding reads and writes: activations, and where the row is this rank's so many bytes of it. */
+static double embedding_bytes(const model *m, size_t of_row) {
+    size_t activation = dtype_bytes(m->ops->activation);
+    return (double)(m->tokens * m->width) * ((double)activation + (double)of_row / m->tp->size);
+}
+
 /* From tokens to final_in, the normed output. */
 static void forward(model *m, const int32_t *input, const int32_t *target) {
     ops *o = m->ops;
     size_t bytes = (size_t)m->tokens * sizeof *input;
+    profile_enter(o->profile, PROFILE_EMBEDDING);
     o->upload(o, m->input, input, bytes);
     o->upload(o, m->target, target, bytes);
     stream_point first = entry(m, 0);
     o->embedding_forward(o, first.x, params_weight(&m->params, m->embedding), m->input,
                          m->params.list[m->embedding].row);
+    profile_bytes(o->profile, embedding_bytes(m, dtype_bytes(first.x.type)));
     sum_over_tp(m, first.x, "embedding", -1);
+    profile_enter(o->profile, PROFILE_PROJECTIONS);
     norm(m, first);
     for (int i = 0; i < m->layers; i++) forward_layer(m, i);
 }
@@ -344,6 +356,7 @@ void model_evaluate(model *m, const int32_t *input, const int32_t *target, int64
 static void head_train(model *m, float scale) {
     ops *o = m->ops;
     const param *head = &m->params.list[m->head];
+    profile_enter(o->profile, PROFILE_HEAD);
     for (int64_t first = 0; first < m->tokens; first += m->chunk) {
         int64_t n = m->tokens - first < m->chunk ? m->tokens - first : m->chunk;
         tensor logits = head_forward(m, first, n);
@@ -372,7 +385,10 @@ void model_reduce_bucket(model *m, int b, int layer) {
 
 void model_note_own(model *m, int64_t first, int64_t count) {
     if (m->tp->size * m->dp->size == 1) return; /* nobody asks which rank it was */
+    profile_phase before = profile_enter(m->ops->profile, PROFILE_OPTIMIZER);
     m->ops->sum_squares(m->ops, m->own_sq, m->params.gradient ? m->params.gradient + first : NULL, count);
+    profile_bytes(m->ops->profile, (double)count * sizeof(float));
+    profile_enter(m->ops->profile, before);
 }
 
 /* Bucket b of sharded parameters is complete on this rank. */
@@ -391,9 +407,11 @@ static bool recomputes(const model *m, int index) {
 static void forward_again(model *m, int index) {
     model_layer *l = &m->layer[index];
     bool all = recomputes_all(m), joins = !keeps_middle(m);
+    profile_enter(m->ops->profile, PROFILE_PROJECTIONS);
     if (all) norm(m, entry(m, index));
     m->variant->forward(&m->attention, index, &l->weights, &l->saved, l->attention_in, joins ? &m->branch : NULL, true,
                         &m->memory);
+    profile_enter(m->ops->profile, PROFILE_MLP);
     if (joins)
         join(m, middle(l), l->input);
     else if (all)
@@ -407,6 +425,7 @@ static void backward_layer(model *m, int index) {
     model_layer *l = &m->layer[index];
     if (recomputes(m, index)) forward_again(m, index);
     size_t mark = arena_mark(&m->memory);
+    profile_enter(o->profile, PROFILE_MLP);
     tensor dhidden = arena_tensor(&m->memory, l->hidden.type, l->hidden.rows, l->hidden.cols);
     tensor dgate_up = arena_tensor(&m->memory, l->gate_up.type, l->gate_up.rows, l->gate_up.cols);
     ops_linear_dw(o, params_gradient(&m->params, l->down), m->dx, l->hidden);
@@ -420,6 +439,7 @@ static void backward_layer(model *m, int index) {
     o->rmsnorm_backward(o, m->dx, true, gain_gradient(m, l->mlp_norm), m->dbranch, l->middle, gain(m, l->mlp_norm),
                         l->rstd2);
 
+    profile_enter(o->profile, PROFILE_PROJECTIONS);
     m->variant->backward(&m->attention, index, &l->weights, &l->saved, l->attention_in, m->dx, m->dbranch, &m->memory);
     sum_over_tp(m, m->dbranch, "attention gradient", index);
     o->rmsnorm_backward(o, m->dx, true, gain_gradient(m, l->attention_norm), m->dbranch, l->input,
@@ -437,9 +457,12 @@ void model_train(model *m, const int32_t *input, const int32_t *target, float sc
         backward_layer(m, i);
         if (last) complete_bucket(m, m->first_layer_bucket + i, i);
     }
+    profile_enter(o->profile, PROFILE_EMBEDDING);
     o->embedding_backward(o, params_gradient(&m->params, m->embedding), m->dx, m->input,
                           m->params.list[m->embedding].row);
+    profile_bytes(o->profile, embedding_bytes(m, 2 * sizeof(float)));
     if (last) complete_bucket(m, m->params.list[m->embedding].bucket, -1);
+    profile_enter(o->profile, PROFILE_IDLE);
 }
 
 /* ---------------------------------------------------------------- the rest */
@@ -465,8 +488,12 @@ bool model_own_share_finite(model *m) {
 }
 
 void model_zero_gradients(model *m) {
+    size_t bytes = (size_t)params_total(&m->params) * sizeof(float);
+    profile_phase before = profile_enter(m->ops->profile, PROFILE_OPTIMIZER);
     m->ops->zero(m->ops, m->own_sq, sizeof *m->own_sq);
-    m->ops->zero(m->ops, m->params.gradient, (size_t)params_total(&m->params) * sizeof(float));
+    m->ops->zero(m->ops, m->params.gradient, bytes);
+    profile_bytes(m->ops->profile, (double)bytes);
+    profile_enter(m->ops->profile, before);
 }
 
 status model_status(const model *m) {

@@ -48,11 +48,11 @@ typedef struct model {
     float *rotary_table;
 } model;
 
-typedef struct model_needs { /* what one rank needs, found by a step over counting tables */
-    size_t bytes;            /* device memory for everything below */
-    size_t parameter_bytes;  /* weights, gradients, moments */
-    int64_t parameters;      /* of the whole model */
-    double train_flops;      /* matrix products of one micro-batch, forward and backward, without attention scores */
+typedef struct model_needs {          /* what one rank needs, found by a step over counting tables */
+    size_t bytes;                     /* device memory for everything below */
+    size_t parameter_bytes;           /* weights, gradients, moments */
+    int64_t parameters;               /* of the whole model */
+    double train_flops;               /* matrix products and attention of one micro-batch, forward and backward */
     int64_t tp_bytes, tp_collectives; /* tensor-parallel communication of one micro-batch */
 } model_needs;
 

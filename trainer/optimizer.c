@@ -1,5 +1,7 @@
 #include "trainer/optimizer.h"
 
+#include "core/ops/profile.h"
+
 #include <math.h>
 
 static float *gradient_at(const params *p, int64_t offset) {
@@ -18,14 +20,18 @@ void optimizer_reduce(model *m) {
 double optimizer_norm(model *m) {
     const params *p = &m->params;
     double norm_sq = 0;
+    profile_phase before = profile_enter(m->ops->profile, PROFILE_OPTIMIZER);
     m->ops->zero(m->ops, m->norm_sq, sizeof norm_sq);
     /* Replicated gradients are the same on every rank of the tensor-parallel group: rank 0 counts them. */
     int buckets = m->tp->rank == 0 ? p->buckets : p->sharded_buckets;
-    for (int b = 0; b < buckets; b++)
+    for (int b = 0; b < buckets; b++) {
         m->ops->sum_squares(m->ops, m->norm_sq, gradient_at(p, p->bucket[b].own), p->bucket[b].piece);
+        profile_bytes(m->ops->profile, (double)p->bucket[b].piece * sizeof(float));
+    }
     comm_all_reduce(m->tp, m->norm_sq, 1, DTYPE_F64, COMM_SUM, "gradient norm", -1);
     if (p->pieces > 1) comm_all_reduce(m->dp, m->norm_sq, 1, DTYPE_F64, COMM_SUM, "gradient norm", -1);
     m->ops->download(m->ops, &norm_sq, m->norm_sq, sizeof norm_sq);
+    profile_enter(m->ops->profile, before);
     return sqrt(norm_sq);
 }
 
@@ -41,6 +47,9 @@ static void update(model *m, int i, adamw_args args) {
     char *at = copy ? (char *)copy + (size_t)own.first * dtype_bytes(matrix ? p->compute_type : DTYPE_F32) : NULL;
     m->ops->adamw(m->ops, master, p->moment1 + own.at, p->moment2 + own.at, gradient_at(p, q->offset + own.first),
                   matrix ? at : NULL, own.count, args);
+    /* Weight and moments are read and written, the gradient is read. */
+    profile_bytes(m->ops->profile,
+                  (double)own.count * (7 * sizeof(float) + (at && matrix ? dtype_bytes(p->compute_type) : 0)));
     if (at && !matrix)
         m->ops->copy(m->ops, tensor_make(at, DTYPE_F32, 1, own.count), tensor_make(master, DTYPE_F32, 1, own.count));
 }
@@ -67,6 +76,7 @@ void optimizer_update(model *m, const config *c, int64_t step, double lr) {
         .clip = (float)c->train.clip,
         .norm_sq = m->norm_sq,
     };
+    profile_phase before = profile_enter(m->ops->profile, PROFILE_OPTIMIZER);
     for (int b = 0; b < p->buckets; b++) {
         for (int i = 0; i < p->count; i++) {
             if (p->list[i].bucket != b) continue;
@@ -77,4 +87,5 @@ void optimizer_update(model *m, const config *c, int64_t step, double lr) {
         if (p->pieces > 1) gather(m, b);
     }
     comm_finish(m->dp);
+    profile_enter(m->ops->profile, before);
 }

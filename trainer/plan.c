@@ -5,12 +5,6 @@
 
 #include <stdio.h>
 
-/* Forward: scores and weighted sums, 2 operations each, half of the T x T square; backward: 5 products for the 2. */
-static double attention_flops(const attn_dims *d, int64_t layers) {
-    double square = (double)d->batch * d->heads * (double)d->context * (double)d->context;
-    return 3.5 * square * (d->nope + d->rope + d->value) * (double)layers;
-}
-
 static int64_t snapshot_bytes(const config *c, const model *m) {
     int64_t bytes = 0;
     for (int i = 0; i < m->params.count; i++) {
@@ -89,9 +83,8 @@ status plan_make(plan *out, const config *c) {
     status s = model_describe(&m, c, activation_type(c), on_gpu(c) ? OPS_CUDA_LOGITS : OPS_CPU_LOGITS, &attn_core_cpu,
                               tp, dp, micro, &out->rank0);
     if (s == STATUS_OK) {
-        double micro_flops = out->rank0.train_flops * tp + attention_flops(&m.attention.dims, m.layers);
         int64_t partial = m.params.region_first[REGION_COMPLETE] - m.params.region_first[REGION_PARTIAL];
-        out->step_flops = micro_flops * (double)(out->accumulation * dp);
+        out->step_flops = tp * out->rank0.train_flops * (double)(out->accumulation * dp);
         out->tp_step_bytes = tp == 1 ? 0 : out->rank0.tp_bytes * out->accumulation + partial * (int64_t)sizeof(float);
         out->dp_step_bytes = dp == 1 ? 0 : data_parallel_bytes(&m.params);
         out->snapshot_bytes = snapshot_bytes(c, &m);

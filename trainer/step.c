@@ -37,6 +37,7 @@ static void post_unigram_entropy(job *j) {
 /* Every token weighs the same. */
 void job_validate(job *j, int64_t step) {
     int64_t context = j->c.model.context, windows = j->c.train.eval_tokens / context;
+    profiling_pause(j);
     if (windows < 1) windows = 1;
     if (windows > j->validation.windows) windows = j->validation.windows;
     for (int64_t first = 0, batch = 0; first < windows; first += j->micro_batch, batch++) {
@@ -53,20 +54,28 @@ void job_validate(job *j, int64_t step) {
     j->state.validation_loss = record.loss;
     if (j->roles.compute_rank == 0)
         log_info("step %ld: validation loss %.4f over %ld tokens", (long)step, record.loss, (long)record.tokens);
+    profiling_resume(j);
 }
 
 /* ---------------------------------------------------------------- a step */
 
-static void snapshot_if_due(job *j, int64_t step) {
-    if (!j->watches || !snapshot_steps_due(&j->c, step)) return;
+static void send_snapshot(job *j, int64_t step) {
     if (!snapshots_admitted(&j->c, &j->roles, j->sender, step)) {
         event_post(j->records, step, "info", "drop", "snapshot dropped: the diagnostics rank is behind");
         return;
     }
+    profile_bytes(j->ops.profile, 2 * (double)j->snapshots.message_bytes); /* a copy */
     if (snapshots_send(&j->snapshots, j->sender, step) != STATUS_OK) {
         log_error("step %ld: snapshots end here: %s", (long)step, status_message());
         j->watches = false;
     }
+}
+
+static void snapshot_if_due(job *j, int64_t step) {
+    if (!j->watches || !snapshot_steps_due(&j->c, step)) return;
+    profile_phase before = profile_enter(j->ops.profile, PROFILE_SNAPSHOT);
+    send_snapshot(j, step);
+    profile_enter(j->ops.profile, before);
 }
 
 /* Loss and gradients of this rank's share of the step's samples: sample s of the global batch belongs to data-parallel

@@ -149,10 +149,11 @@ static status open_outputs(job *j) {
     return checkpoint_writer_open(&j->writer, &j->source);
 }
 
-static status run_compute(job *j, const char *how) {
+static status run_compute(job *j, const train_options *options) {
     MPI_Comm world = j->roles.world;
     bool first = j->roles.compute_rank == 0;
-    status s = comm_agree(world, prepare(j, how));
+    j->profile_steps = first ? options->profile : 0;
+    status s = comm_agree(world, prepare(j, options->resume));
     if (s == STATUS_OK) s = comm_agree(world, build(j));
     if (s == STATUS_OK) s = comm_agree(world, load(j));
     if (s == STATUS_OK) s = find_hosts(j);
@@ -244,7 +245,7 @@ status train_run(const train_options *options) {
             signals_ignore();
         else
             signals_catch();
-        s = j->roles.diagnostics ? run_diagnostics(j) : run_compute(j, options->resume);
+        s = j->roles.diagnostics ? run_diagnostics(j) : run_compute(j, options);
         s = comm_agree(j->roles.world, s);
     }
     comm_roles_free(&j->roles);

@@ -3,10 +3,13 @@
 
 #include "core/status.h"
 
+#include <stdint.h>
+
 typedef struct train_options {
     const char *config_path;
     const char *const *settings; /* "section.key=value" */
     int setting_count;
+    int64_t profile;    /* steps to profile; 0: none */
     const char *resume; /* NULL: a new run; or what it goes on from (trainer/resume.h) */
 } train_options;
 

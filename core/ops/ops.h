@@ -39,6 +39,12 @@ typedef struct offload_part {
     size_t bytes;
 } offload_part;
 
+/* A moment of the table's queue: one that was marked is marked again, and released in the end. All zero at first. */
+typedef struct ops_mark {
+    double s;    /* of the CPU table */
+    void *event; /* of the CUDA table */
+} ops_mark;
+
 enum { OFFLOAD_SLOTS = 2 }; /* offloads under way at most, one a slot */
 
 enum { OPS_CPU_LOGITS = 4 << 20, OPS_CUDA_LOGITS = 128 << 20 };
@@ -50,7 +56,10 @@ struct ops {
     int64_t logit_elements; /* of logits to compute at a time: enough for efficient products, little beside the rest */
     status first_error;     /* STATUS_OK, or the first failure's code; its message is in status_message() */
     double flops;           /* of matrix products so far: 2 m n k each */
+    double attention_flops; /* of attention's fused cores so far (attention/attention.c) */
     double gemm_seconds;    /* time inside matrix products so far, on the calling thread */
+
+    struct profile *profile; /* core/ops/profile.h; NULL: nobody looks */
 
     void *context;         /* what the device's own files keep here: core/ops/cuda/context.h */
     void (*close)(ops *o); /* frees context; NULL where there is none */
@@ -86,6 +95,13 @@ struct ops {
     void (*save)(ops *o, void *host, const offload_part *parts, int count);
     void (*save_fence)(ops *o);
     status (*save_wait)(ops *o);
+
+    /* Marks this place of the queue. name: of what begins here, for the device's own profiler (a range of NVTX from
+     * here to the next mark); NULL: of nothing. mark_span_s: seconds between the moments at which the queue came to the
+     * two places; waits until it has. */
+    void (*mark)(ops *o, ops_mark *m, const char *name);
+    double (*mark_span_s)(ops *o, const ops_mark *from, const ops_mark *to);
+    void (*mark_release)(ops *o, ops_mark *m);
 
     /* y = op(a) op(b) + beta y, op = transpose where the flag is set. Any view with unit column stride. */
     void (*matmul)(ops *o, tensor y, tensor a, bool transpose_a, tensor b, bool transpose_b, float beta);
@@ -174,6 +190,11 @@ void ops_count(ops *out, dtype activation, int64_t logit_elements);
 
 static inline status ops_status(const ops *o) {
     return o->first_error;
+}
+
+/* All that has been counted so far. */
+static inline double ops_flops(const ops *o) {
+    return o->flops + o->attention_flops;
 }
 
 /* y = x Wt (+ y when accumulate): x [N, in], w [out, in], y [N, out]. */

@@ -1,9 +1,11 @@
 /* Collectives against a reference in double, at any number of ranks; the same bits on every rank and every time. */
 #include "two_groups.h"
 
+#include "core/ops/profile.h"
 #include "core/rng.h"
 
 #include <float.h>
+#include <time.h>
 
 enum { REPEATS = 20, LARGE = 3000017 };
 
@@ -344,6 +346,54 @@ static void wrong_arguments_are_errors(void **state) {
     status_clear();
 }
 
+static void sleep_s(double seconds) {
+    nanosleep(&(struct timespec){.tv_nsec = (long)(1e9 * seconds)}, NULL);
+}
+
+/* Rank 0 comes late to a sum that others wait for, and ranks do something else beside one that was started. */
+static void a_profile_sees_what_is_waited_for_and_what_is_hidden(void **state) {
+    enum { COUNT = 1000 };
+    static float data[COUNT];
+    const double late = 0.2, beside = 0.3;
+    comm_group g = open_world();
+    bool alone = g.size == 1;
+    ops cpu;
+    profile p;
+    check_status(ops_cpu(&cpu, 1), STATUS_OK);
+    profile_open(&p, &cpu);
+    comm_sum_start(&g, data, COUNT, DTYPE_F32, "nobody looks", -1);
+    comm_finish(&g);
+    check_near(comm_started_s(&g), 0, 0);
+    g.profile = &p;
+    MPI_Barrier(MPI_COMM_WORLD);
+    profile_begin(&p);
+    if (g.rank == 0) sleep_s(late);
+    comm_all_reduce(&g, data, COUNT, DTYPE_F32, COMM_SUM, "waited for", -1);
+    comm_sum_start(&g, data, COUNT, DTYPE_F32, "hidden", -1);
+    comm_sum_start(&g, data, COUNT, DTYPE_F32, "hidden too", -1);
+    sleep_s(beside);
+    comm_finish(&g);
+    profile_pause(&p);
+    comm_sum_start(&g, data, COUNT, DTYPE_F32, "apart", -1);
+    sleep_s(beside);
+    comm_finish(&g);
+    profile_resume(&p);
+    profile_end(&p);
+    profile_finish(&p);
+    double started = comm_started_s(&g), waited = p.work[PROFILE_COLLECTIVE].seconds;
+    check_near(p.work[PROFILE_COLLECTIVE].bytes, COUNT * sizeof(float), 0);
+    check_near(p.work[PROFILE_WAIT].bytes, 2 * COUNT * sizeof(float), 0);
+    assert_true(alone ? started == 0 : started >= beside); /* once, though there were two */
+    assert_true(started < 2 * beside);
+    assert_true(p.work[PROFILE_WAIT].seconds < beside / 2);
+    assert_true(waited < late / 2 || g.rank > 0);
+    assert_true(waited > late / 2 || g.rank == 0);
+    assert_true(p.work[PROFILE_IDLE].seconds >= beside);
+    check_near(comm_started_s(&g), 0, 0);
+    comm_close(&g);
+    profile_close(&p);
+}
+
 static void two_groups_never_wait_for_each_other(void **state) {
     ops cpu;
     check_status(ops_cpu(&cpu, 1), STATUS_OK);
@@ -351,12 +401,18 @@ static void two_groups_never_wait_for_each_other(void **state) {
 }
 
 static const struct CMUnitTest tests[] = {
-    cmocka_unit_test(all_reduce_agrees_with_double),         cmocka_unit_test(a_large_all_reduce_agrees_with_double),
-    cmocka_unit_test(a_nan_wins_the_maximum_on_every_rank),  cmocka_unit_test(broadcast_brings_the_roots_bytes),
-    cmocka_unit_test(an_all_reduce_fits_into_a_broadcast),   cmocka_unit_test(the_first_error_is_kept),
-    cmocka_unit_test(pieces_of_sums_agree_with_double),      cmocka_unit_test(sums_side_by_side_agree_with_double),
-    cmocka_unit_test(gathered_pieces_come_from_their_ranks), cmocka_unit_test(wrong_arguments_are_errors),
+    cmocka_unit_test(all_reduce_agrees_with_double),
+    cmocka_unit_test(a_large_all_reduce_agrees_with_double),
+    cmocka_unit_test(a_nan_wins_the_maximum_on_every_rank),
+    cmocka_unit_test(broadcast_brings_the_roots_bytes),
+    cmocka_unit_test(an_all_reduce_fits_into_a_broadcast),
+    cmocka_unit_test(the_first_error_is_kept),
+    cmocka_unit_test(pieces_of_sums_agree_with_double),
+    cmocka_unit_test(sums_side_by_side_agree_with_double),
+    cmocka_unit_test(gathered_pieces_come_from_their_ranks),
+    cmocka_unit_test(wrong_arguments_are_errors),
     cmocka_unit_test(two_groups_never_wait_for_each_other),
+    cmocka_unit_test(a_profile_sees_what_is_waited_for_and_what_is_hidden),
 };
 
 DIST_MAIN(tests)

@@ -25,9 +25,9 @@ static void train_steps(run *r, outcome *out) {
     for (int step = 0; step < STEPS; step++) {
         draw_tokens(input, (uint64_t)step + 1);
         draw_tokens(target, 100);
-        double before = r->ops.flops;
+        double before = ops_flops(&r->ops);
         out->losses[step] = train_pass(r, input, target);
-        out->flops = (r->ops.flops - before) / PARTS;
+        out->flops = (ops_flops(&r->ops) - before) / PARTS;
         out->gradient[step] = gathered(r, GRADIENT);
         optimizer_norm(m);
         optimizer_update(m, &r->config, step + 1, 1e-2);

@@ -83,13 +83,14 @@ class RunTest(unittest.TestCase):
                 for section, keys in merged.items() if keys))
         return path
 
-    def command(self, ranks, config, run, *settings, resume=None):
-        """mpirun -n ranks bulkhead train config; the run folder is DIR/run. resume: auto or a path."""
+    def command(self, ranks, config, run, *settings, resume=None, profile=None):
+        """mpirun -n ranks bulkhead train config; the run folder is DIR/run. resume: auto or a path; profile: a number."""
         command = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", str(ranks), BULKHEAD,
                    "train", config, "--set", f"run.dir={self.path(run)}"]
         for setting in settings:
             command += ["--set", setting]
-        return command + (["--resume", resume] if resume else [])
+        command += ["--resume", resume] if resume else []
+        return command + (["--profile", str(profile)] if profile is not None else [])
 
     def launch(self, *launch, **how):
         """Runs such a command. Returns (exit code, stdout, stderr)."""

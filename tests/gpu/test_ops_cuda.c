@@ -240,6 +240,37 @@ static void test_the_first_error_is_kept(void **state) {
     t.gpu.close(&t.gpu);
 }
 
+/* Marks are of the queue, not of the host, which runs ahead; and one that is marked again is of its new place. */
+static void test_marks(void **state) {
+    enum { SIDE = 2048, PRODUCTS = 50 };
+    const double least_s = PRODUCTS * 2.0 * SIDE * SIDE * SIDE / 2e14; /* no GPU has so many fp32 flops a second */
+    tables t;
+    open_tables(&t, true);
+    ops *o = &t.gpu;
+    tensor x[3];
+    ops_mark mark[3] = {0};
+    double products = 0;
+    for (int i = 0; i < 3; i++) x[i] = tensor_make(o->alloc(o, SIDE * SIDE * sizeof(float)), DTYPE_F32, SIDE, SIDE);
+    for (int round = 0; round < 2; round++) {
+        o->mark(o, &mark[0], "products");
+        for (int i = 0; i < PRODUCTS; i++) ops_linear(o, x[0], x[1], x[2], false);
+        o->mark(o, &mark[1], "a copy");
+        o->copy(o, x[1], x[2]);
+        o->mark(o, &mark[2], NULL);
+        products = o->mark_span_s(o, &mark[0], &mark[1]);
+    }
+    double copy = o->mark_span_s(o, &mark[1], &mark[2]), both = o->mark_span_s(o, &mark[0], &mark[2]);
+    assert_true(products > least_s);
+    assert_true(copy > 0 && copy < products);
+    check_near(both, products + copy, 1e-5);
+    for (int i = 0; i < 3; i++) {
+        o->mark_release(o, &mark[i]);
+        assert_null(mark[i].event);
+        o->release(o, x[i].data);
+    }
+    close_tables(&t);
+}
+
 /* ---------------------------------------------------------------- products */
 
 static void check_product(tables *t, int64_t m, int64_t n, int64_t k, int flags, float beta, bool fp32_result,
@@ -719,6 +750,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup(test_memory, inputs_start),
     cmocka_unit_test_setup(test_memory_in_use_is_told, inputs_start),
     cmocka_unit_test_setup(test_the_first_error_is_kept, inputs_start),
+    cmocka_unit_test_setup(test_marks, inputs_start),
     cmocka_unit_test_setup(test_matmul_fp32, inputs_start),
     cmocka_unit_test_setup(test_matmul_bf16, inputs_start),
     cmocka_unit_test_setup(test_fp32_products_are_not_tf32, inputs_start),

@@ -107,6 +107,13 @@ static void take_snapshot(group *r, int64_t step) {
     free(m.data);
 }
 
+static void take_profile(group *r, int64_t step) {
+    diag_profile record = {.step = step, .steps = 2, .ms = 10, .share = 0.5, .ratio = NAN, .phase = "mlp"};
+    take(r, DIAG_PROFILE, step, &record, sizeof(record));
+    memcpy(record.phase, "idle", sizeof("idle"));
+    take(r, DIAG_PROFILE, step, &record, sizeof(record));
+}
+
 /* Steps (from, to], step 0 among them where from is -1; a checkpoint follows the last one. */
 static void take_steps(group *r, int64_t from, int64_t to) {
     for (int64_t step = from + 1; step <= to; step++) {
@@ -115,6 +122,7 @@ static void take_steps(group *r, int64_t from, int64_t to) {
         if (step > 0) take(r, DIAG_STEP, step, &record, sizeof(record));
         if (step % EVERY == 0) take_snapshot(r, step);
         if (step % EVERY == 0) take(r, DIAG_EVAL, step, &eval, sizeof(eval));
+        if (step % EVERY == 0) take_profile(r, step);
     }
     diag_checkpoint checkpoint = {.step = to};
     take(r, DIAG_CHECKPOINT, to, &checkpoint, sizeof(checkpoint));
@@ -165,8 +173,8 @@ static void run_part(part p) {
 
 /* ---- what is in it ---- */
 
-static const char *const tables[] = {"snapshots", "matrices", "spectra",       "layer_spectra", "esd",
-                                     "vectors",   "nulls",    "train_metrics", "eval_metrics",  "gains"};
+static const char *const tables[] = {"snapshots", "matrices",      "spectra",      "layer_spectra", "esd",    "vectors",
+                                     "nulls",     "train_metrics", "eval_metrics", "gains",         "profile"};
 
 /* All cells of all tables, but for times, as text. */
 static char *dump(void) {
@@ -285,8 +293,9 @@ static void a_run_goes_on_at_every_snapshot(void **state) {
 /* Nothing of a later step, whichever table. */
 static void check_no_row_behind(int64_t step) {
     static const char *const of_snapshots[] = {"spectra", "esd", "vectors"}, *const of_steps[] = {
-                                                                                 "snapshots", "layer_spectra", "gains",
-                                                                                 "train_metrics", "eval_metrics"};
+                                                                                 "snapshots",    "layer_spectra",
+                                                                                 "gains",        "train_metrics",
+                                                                                 "eval_metrics", "profile"};
     char sql[160];
     for (int i = 0; i < 3; i++) {
         snprintf(sql, sizeof(sql),
@@ -294,7 +303,7 @@ static void check_no_row_behind(int64_t step) {
                  of_snapshots[i]);
         check_sql(sql, 0);
     }
-    for (int i = 0; i < 5; i++) {
+    for (size_t i = 0; i < sizeof(of_steps) / sizeof(*of_steps); i++) {
         snprintf(sql, sizeof(sql), "SELECT count(*) FROM %s WHERE step > %lld", of_steps[i], (long long)step);
         check_sql(sql, 0);
     }
@@ -310,6 +319,7 @@ static void a_crash_leaves_no_row_twice(void **state) {
     check_sql("SELECT count(*) FROM train_metrics", 2 * EVERY + 1);
     check_sql("SELECT count(*) FROM snapshots", 3);
     check_sql("SELECT count(*) > 0 FROM esd", 1);
+    check_sql("SELECT count(*) = 2 * count(DISTINCT step) AND count(*) > 4 FROM profile", 1);
     check_no_row_behind(2 * EVERY + 1);
     run_part((part){1, 2 * EVERY, 2 * EVERY, LAST_STEP, FINISHES});
     check_sql("SELECT count(*) FROM train_metrics", LAST_STEP);
@@ -338,9 +348,9 @@ static void a_session_goes_on_after_a_death(void **state) {
  */
 static void messages_are_counted_through_a_death(void **state) {
     run_part((part){1, -1, -1, LAST_STEP - 3, DIES});
-    check_sql("SELECT messages FROM sessions", LAST_STEP - 3 + 2 * (SNAPSHOTS - 1));
+    check_sql("SELECT messages FROM sessions", LAST_STEP - 3 + 4 * (SNAPSHOTS - 1));
     run_part((part){1, DIAG_AGAIN, LAST_STEP - 3, LAST_STEP, FINISHES});
-    check_sql("SELECT messages FROM sessions", LAST_STEP + 2 * SNAPSHOTS + 2);
+    check_sql("SELECT messages FROM sessions", LAST_STEP + 4 * SNAPSHOTS + 2);
     check_sql("SELECT first_step FROM sessions", 1);
     check_sql("SELECT last_step FROM sessions", LAST_STEP);
 }

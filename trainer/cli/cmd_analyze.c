@@ -4,7 +4,6 @@
 #include "diag/query.h"
 #include "trainer/cli/command.h"
 
-#include <errno.h>
 #include <getopt.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -40,16 +39,6 @@ static const char help[] =
     "the\n"
     "                  singular values, run.name, run.group, run.tags\n";
 
-static status read_number(const char *option, const char *text, int64_t least, int64_t most, int64_t *to) {
-    char *end = NULL;
-    errno = 0;
-    *to = strtoll(text, &end, 10);
-    if (errno || end == text || *end || *to < least || *to > most)
-        return status_fail(STATUS_USAGE, "--%s wants a whole number from %lld to %lld, not \"%s\"", option,
-                           (long long)least, (long long)most, text);
-    return STATUS_OK;
-}
-
 static status read_options(int argc, char **argv, analyze_request *r, const char **settings, bool *show_help) {
     static const struct option options[] = {{"threads", required_argument, NULL, 't'},
                                             {"step", required_argument, NULL, 's'},
@@ -67,13 +56,13 @@ static status read_options(int argc, char **argv, analyze_request *r, const char
             r->output = optarg;
             break;
         case 't':
-            TRY(read_number("threads", optarg, 1, MOST_THREADS, &threads));
+            TRY(command_read_number("threads", optarg, 1, MOST_THREADS, &threads));
             break;
         case 's':
-            TRY(read_number("step", optarg, 0, MOST_STEP, &r->step));
+            TRY(command_read_number("step", optarg, 0, MOST_STEP, &r->step));
             break;
         case 'w':
-            TRY(read_number("null-wait", optarg, 0, MOST_WAIT_S, &wait));
+            TRY(command_read_number("null-wait", optarg, 0, MOST_WAIT_S, &wait));
             break;
         case 'c':
             r->config = optarg;

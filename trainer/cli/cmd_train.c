@@ -8,6 +8,7 @@
 
 static const char help[] =
     "usage: mpirun -n W bulkhead train CONFIG [--set section.key=value ...] [--resume auto|DIR]\n"
+    "                               [--profile N]\n"
     "\n"
     "Pretrains the model that CONFIG describes. W is parallel.tensor x parallel.data + diagnostics.ranks;\n"
     "`bulkhead plan CONFIG` prints the launch line. Writes runs/NAME: config.yaml, log.txt, run.db, checkpoints.\n"
@@ -15,6 +16,8 @@ static const char help[] =
     "  --set section.key=value   overrides a key of CONFIG; may be repeated\n"
     "  --resume auto             goes on from the run folder's newest whole checkpoint; begins where there is none\n"
     "  --resume DIR              goes on from that checkpoint, or from the newest in that folder\n"
+    "  --profile N               says where the time of N steps goes, from the third on, and records it (table "
+    "profile)\n"
     "\n"
     "SIGTERM and SIGUSR1 end the run behind the step under way, with a checkpoint and exit code 75; a second one, 5\n"
     "seconds later or more, ends it at once.\n"
@@ -30,7 +33,8 @@ status cmd_train(int argc, char **argv) {
         return STATUS_OK;
     }
     TRY(comm_start(&argc, &argv));
-    train_options options = {arguments.path, arguments.settings, arguments.setting_count, arguments.resume};
+    train_options options = {arguments.path, arguments.settings, arguments.setting_count, arguments.profile,
+                             arguments.resume};
     status s = train_run(&options);
     int rank = 0;
     MPI_Comm_rank(MPI_COMM_WORLD, &rank);

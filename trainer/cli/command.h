@@ -3,6 +3,8 @@
 
 #include "core/status.h"
 
+#include <stdint.h>
+
 typedef struct command {
     const char *name, *summary;
     /* argv[0] is the command's name. The status is the exit code; main prints status_message(). */
@@ -15,6 +17,9 @@ void command_complain(const char *name);
 
 /* What getopt_long did not take (it returned `option`, its optstring begins with ':') as a USAGE failure. */
 status command_bad_option(char **argv, int option);
+
+/* The whole number of --option. USAGE where it is none from least to most. */
+status command_read_number(const char *option, const char *text, int64_t least, int64_t most, int64_t *to);
 
 status cmd_prepare(int argc, char **argv);
 status cmd_plan(int argc, char **argv);

@@ -5,12 +5,14 @@
 #include <getopt.h>
 #include <stddef.h>
 
+enum { MOST_PROFILED_STEPS = 1000 };
 enum { SETTINGS = sizeof((config_arguments){0}).settings / sizeof(char *) };
 
-status config_arguments_parse(config_arguments *out, int argc, char **argv, bool resumes) {
+status config_arguments_parse(config_arguments *out, int argc, char **argv, bool trains) {
     static const struct option options[] = {{"set", required_argument, NULL, 's'},
                                             {"help", no_argument, NULL, 'h'},
                                             {"resume", required_argument, NULL, 'r'},
+                                            {"profile", required_argument, NULL, 'p'},
                                             {NULL, 0, NULL, 0}};
     *out = (config_arguments){0};
     opterr = 0;
@@ -26,8 +28,12 @@ status config_arguments_parse(config_arguments *out, int argc, char **argv, bool
             out->settings[out->setting_count++] = optarg;
             break;
         case 'r':
-            if (!resumes) return status_fail(STATUS_USAGE, "--resume is for `bulkhead train`");
+            if (!trains) return status_fail(STATUS_USAGE, "--resume is for `bulkhead train`");
             out->resume = optarg;
+            break;
+        case 'p':
+            if (!trains) return status_fail(STATUS_USAGE, "--profile is for `bulkhead train`");
+            TRY(command_read_number("profile", optarg, 1, MOST_PROFILED_STEPS, &out->profile));
             break;
         default:
             return command_bad_option(argv, option);

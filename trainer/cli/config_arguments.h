@@ -1,18 +1,20 @@
-/* The arguments that `train` and `plan` share: CONFIG and any number of --set section.key=value; and --resume, which
- * `plan` has no use for. */
+/* The arguments that `train` and `plan` share: CONFIG and any number of --set section.key=value; and --resume and
+ * --profile, which `plan` has no use for. */
 #pragma once
 
 #include "core/status.h"
 
 #include <stdbool.h>
+#include <stdint.h>
 
 typedef struct config_arguments {
     const char *path; /* NULL with --help */
     const char *settings[256];
     int setting_count;
     const char *resume; /* of --resume, NULL without */
+    int64_t profile;    /* of --profile, 0 without */
     bool help;
 } config_arguments;
 
-/* USAGE when CONFIG is missing or an argument is not understood. resumes: --resume is. */
-status config_arguments_parse(config_arguments *out, int argc, char **argv, bool resumes);
+/* USAGE when CONFIG is missing or an argument is not understood. trains: --resume and --profile are. */
+status config_arguments_parse(config_arguments *out, int argc, char **argv, bool trains);

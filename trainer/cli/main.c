@@ -4,9 +4,11 @@
 #include "diag/worker.h"
 #include "trainer/cli/command.h"
 
+#include <errno.h>
 #include <getopt.h>
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static const command commands[] = {
@@ -31,6 +33,16 @@ status command_bad_option(char **argv, int option) {
     const char *word = argv[optind - 1];
     if (option == ':') return status_fail(STATUS_USAGE, "%s wants a value after it", word);
     return status_fail(STATUS_USAGE, "'%s' is not understood; `bulkhead %s --help` lists the options", word, argv[0]);
+}
+
+status command_read_number(const char *option, const char *text, int64_t least, int64_t most, int64_t *to) {
+    char *end = NULL;
+    errno = 0;
+    *to = strtoll(text, &end, 10);
+    if (errno || end == text || *end || *to < least || *to > most)
+        return status_fail(STATUS_USAGE, "--%s wants a whole number from %lld to %lld, not \"%s\"", option,
+                           (long long)least, (long long)most, text);
+    return STATUS_OK;
 }
 
 void command_complain(const char *name) {

@@ -61,6 +61,14 @@ static status cpu_save_wait(ops *o) {
     return STATUS_OK;
 }
 
+static void cpu_mark(ops *o, ops_mark *m, const char *name) {
+    m->s = clock_now_s();
+}
+static double cpu_mark_span_s(ops *o, const ops_mark *from, const ops_mark *to) {
+    return to->s - from->s;
+}
+static void cpu_mark_release(ops *o, ops_mark *m) {}
+
 /* ---------------------------------------------------------------- products */
 
 static void cpu_matmul(ops *o, tensor y, tensor a, bool transpose_a, tensor b, bool transpose_b, float beta) {
@@ -345,6 +353,9 @@ status ops_cpu(ops *out, int threads) {
         .save = cpu_save,
         .save_fence = cpu_save_fence,
         .save_wait = cpu_save_wait,
+        .mark = cpu_mark,
+        .mark_span_s = cpu_mark_span_s,
+        .mark_release = cpu_mark_release,
         .matmul = cpu_matmul,
         .rmsnorm_forward = cpu_rmsnorm_forward,
         .add_rmsnorm_forward = cpu_add_rmsnorm_forward,

@@ -34,6 +34,8 @@ typedef struct cuda_context {
 
     cudaStream_t saving;      /* saves leave the device here: a snapshot does not wait for them */
     cudaEvent_t ready, saved; /* what a save carries has been computed; it has arrived */
+
+    bool ranged; /* a range of NVTX is open, that of the last mark */
 } cuda_context;
 
 static inline cuda_context *cuda_of(const ops *o) {

@@ -4,6 +4,7 @@
  * call returns. */
 #include "core/ops/cuda/context.h"
 #include "core/ops/cuda/kernels.h"
+#include "core/ops/cuda/mark.h"
 #include "core/ops/cuda/matmul.h"
 #include "core/ops/cuda/offload.h"
 
@@ -173,6 +174,9 @@ static const ops TABLE = {
     .save = cuda_save,
     .save_fence = cuda_save_fence,
     .save_wait = cuda_save_wait,
+    .mark = cuda_mark,
+    .mark_span_s = cuda_mark_span_s,
+    .mark_release = cuda_mark_release,
     .matmul = cuda_matmul,
     .rmsnorm_forward = table_rmsnorm_forward,
     .add_rmsnorm_forward = table_add_rmsnorm_forward,
