@@ -40,6 +40,9 @@ extern const attn_core attn_core_cpu;
 /* The core for the CUDA table (bf16 or fp32 activations); NULL where the program was built without CUDA. */
 const attn_core *attn_core_cuda(void);
 
+/* Takes that core's scratch and computes nothing, in any build: for counting. */
+extern const attn_core attn_core_cuda_room;
+
 /* The same by one family of its kernels and no later one: "plain" (every shape and type), "mma" (tensor cores of
  * compute capability 8.0 and up) or "wgmma" (9.0). What a family does not take, or the device lacks, goes to the one
  * before it. NULL: no such family. */

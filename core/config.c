@@ -902,3 +902,7 @@ char *config_to_yaml(const config *c) {
 const char *config_variant_name(config_variant v) {
     return variant_names[v];
 }
+
+const char *config_recompute_name(config_recompute r) {
+    return recompute_names[r];
+}

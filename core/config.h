@@ -85,4 +85,5 @@ char *config_to_yaml(const config *c);
 /* Calls visit("section.key", "value") for each key in the order of config_keys.h (the params table). */
 void config_visit(const config *c, void (*visit)(void *user, const char *key, const char *value), void *user);
 
-const char *config_variant_name(config_variant v); /* "mha", "mla-prerope", "mla-decoupled" */
+const char *config_variant_name(config_variant v);     /* "mha", "mla-prerope", "mla-decoupled" */
+const char *config_recompute_name(config_recompute r); /* "none", "attention", "full" */

@@ -87,6 +87,11 @@ static bool recomputes_all(const model *m) {
     return m->attention.dims.recompute == RECOMPUTE_FULL;
 }
 
+/* The last layer's activations are still in their room when its backward pass begins. */
+static bool recomputes(const model *m, int index) {
+    return m->attention.dims.recompute != RECOMPUTE_NONE && index < m->layers - 1;
+}
+
 /* middle is a sum over the ranks: where there are several it is kept, so that nothing is communicated twice. */
 static bool keeps_middle(const model *m) {
     return !recomputes_all(m) || m->tp->size > 1;
@@ -216,10 +221,10 @@ status model_create(model *m, const config *c, ops *o, const attn_core *core, co
     TRY(describe(m, c, o, core, tp, dp, batch));
     m->memory = (arena){.base = o->alloc_shared(o, needs.bytes), .size_bytes = needs.bytes};
     if (!m->memory.base)
-        return status_fail(
-            STATUS_CONFIG,
-            "%.2f GiB of memory cannot be had on the %s; lower train.micro_batch or raise parallel.tensor",
-            (double)needs.bytes / 0x1p30, o->name);
+        return status_fail(STATUS_CONFIG,
+                           "%.2f GiB of memory cannot be had on the %s; set train.recompute, lower train.micro_batch "
+                           "or raise parallel.tensor",
+                           (double)needs.bytes / 0x1p30, o->name);
     reserve(m, &m->memory);
 
     size_t table_floats = (size_t)(m->context * m->attention.dims.rotary);
@@ -396,11 +401,6 @@ static void complete_bucket(model *m, int b, int layer) {
     const param_bucket *bucket = &m->params.bucket[b];
     model_note_own(m, bucket->first, m->params.pieces * bucket->piece);
     model_reduce_bucket(m, b, layer);
-}
-
-/* The last layer's activations are still in their room. */
-static bool recomputes(const model *m, int index) {
-    return m->attention.dims.recompute != RECOMPUTE_NONE && index < m->layers - 1;
 }
 
 /* What the forward pass of layer `index` did not keep, by the same operations. */

@@ -60,6 +60,39 @@ static int64_t data_parallel_bytes(const params *p) {
     return params_total(p) * fp32 + (p->pieces > 1 ? gathered : 0);
 }
 
+/* Over MPI the pieces of the others come into memory of their own: one of each bucket, where all are under way. */
+static int64_t arrival_bytes(const params *p) {
+    return (params_total(p) - params_total(p) / p->pieces) * (int64_t)sizeof(float);
+}
+
+/* What each choice of train.recompute needs. m: the model of the configured one; flops: of a rank's micro-batch with
+ * none. */
+static status compare_recomputes(plan *p, const config *c, model *m, double *flops) {
+    const attn_core *core = on_gpu(c) ? &attn_core_cuda_room : &attn_core_cpu;
+    int64_t logits = on_gpu(c) ? OPS_CUDA_LOGITS : OPS_CPU_LOGITS;
+    config choice = *c;
+    for (int i = 0; i < PLAN_RECOMPUTES; i++) {
+        model described = {0};
+        model_needs needs = {0};
+        choice.train.recompute = (config_recompute)i;
+        status s =
+            model_describe(&described, &choice, activation_type(c), logits, core, p->tp, p->dp, p->micro_batch, &needs);
+        if (s == STATUS_OK) {
+            if (i == RECOMPUTE_NONE) *flops = needs.train_flops;
+            p->recompute[i] =
+                (plan_recompute){.bytes = (int64_t)needs.bytes, .more_flops = needs.train_flops / *flops - 1};
+        }
+        if (s == STATUS_OK && choice.train.recompute == c->train.recompute) {
+            *m = described;
+            p->rank0 = needs;
+        } else {
+            model_free(&described);
+        }
+        TRY(s);
+    }
+    return STATUS_OK;
+}
+
 status plan_make(plan *out, const config *c) {
     TRY(diag_check_alerts(c));
     int tp = (int)c->parallel.tensor, dp = c->parallel.data ? (int)c->parallel.data : 1;
@@ -79,14 +112,15 @@ status plan_make(plan *out, const config *c) {
     if (micro * out->accumulation * dp != batch)
         return status_fail(STATUS_CONFIG, "train.micro_batch: each rank's %ld samples a step are no multiple of %ld",
                            (long)(batch / dp), (long)micro);
+    double flops = 0;
     model m = {0};
-    status s = model_describe(&m, c, activation_type(c), on_gpu(c) ? OPS_CUDA_LOGITS : OPS_CPU_LOGITS, &attn_core_cpu,
-                              tp, dp, micro, &out->rank0);
+    status s = compare_recomputes(out, c, &m, &flops);
     if (s == STATUS_OK) {
         int64_t partial = m.params.region_first[REGION_COMPLETE] - m.params.region_first[REGION_PARTIAL];
-        out->step_flops = tp * out->rank0.train_flops * (double)(out->accumulation * dp);
+        out->step_flops = tp * flops * (double)(out->accumulation * dp);
         out->tp_step_bytes = tp == 1 ? 0 : out->rank0.tp_bytes * out->accumulation + partial * (int64_t)sizeof(float);
         out->dp_step_bytes = dp == 1 ? 0 : data_parallel_bytes(&m.params);
+        out->arrival_bytes = on_gpu(c) ? 0 : arrival_bytes(&m.params);
         out->snapshot_bytes = snapshot_bytes(c, &m);
         bool staged = c->run.device == DEVICE_CUDA && c->diagnostics.ranks > 0;
         out->staging_bytes = staged ? out->snapshot_bytes / (tp * dp) : 0;
@@ -102,6 +136,10 @@ static double mib(int64_t bytes) {
     return (double)bytes / 0x1p20;
 }
 
+static int64_t rank_bytes(const plan *p, int64_t model_bytes) {
+    return model_bytes + p->staging_bytes + p->arrival_bytes;
+}
+
 void plan_print(const plan *p, const config *c) {
     printf("model          %s, %.2f million parameters\n", config_variant_name(c->attention.variant),
            (double)p->rank0.parameters / 1e6);
@@ -109,7 +147,11 @@ void plan_print(const plan *p, const config *c) {
     printf("step           %ld tokens: %ld micro-batches of %ld samples a rank, %.3f TFLOP\n", (long)p->tokens_per_step,
            (long)p->accumulation, (long)p->micro_batch, p->step_flops / 1e12);
     printf("memory         %.1f MiB a compute rank, %.1f of them weights, gradients and moments\n",
-           mib((int64_t)p->rank0.bytes + p->staging_bytes), mib((int64_t)p->rank0.parameter_bytes));
+           mib(rank_bytes(p, (int64_t)p->rank0.bytes)), mib((int64_t)p->rank0.parameter_bytes));
+    for (int i = 0; i < PLAN_RECOMPUTES; i++)
+        printf("%-14s %-9s %9.1f MiB, %4.1f%% more operations%s\n", i == 0 ? "recompute" : "",
+               config_recompute_name((config_recompute)i), mib(rank_bytes(p, p->recompute[i].bytes)),
+               100 * p->recompute[i].more_flops, i == (int)c->train.recompute ? " (as configured)" : "");
     printf("communication  a rank and step: %.2f MiB tensor parallel (%ld collectives), %.2f MiB data parallel\n",
            mib(p->tp_step_bytes), (long)(p->tp == 1 ? 0 : p->rank0.tp_collectives * p->accumulation),
            mib(p->dp_step_bytes));

@@ -1,6 +1,7 @@
 /* The attention core of the CUDA table: takes scratch, chooses between the Hopper, fused and plain kernels,
  * queues them on the table's stream. */
 #include "attention/cuda/kernels.h"
+#include "attention/cuda/room.h"
 #include "core/ops/cuda/context.h"
 
 #include <string.h>
@@ -32,18 +33,12 @@ static bool takes_fused_backward(const attn_core_args *a, const attn_core_grads 
            aligned(g->dk, a->k_head) && aligned(g->dv, a->v_head);
 }
 
-/* The cut of the Hopper kernels for these heads. Scratch is counted by it without a device, and on others left unused.
- */
-static hopper_size hopper_of(const ops *o, const attn_core_args *a) {
-    return o->activation == DTYPE_BF16 ? hopper_size_of(a->nope, a->rope, a->value) : HOPPER_NONE;
-}
-
 typedef enum family { PLAIN, MMA, WGMMA } family;
 
 /* The last family up to `most` that takes these operands (fused: the tensor cores do) on the table's device. */
 static family family_of(const ops *o, const attn_core_args *a, bool fused, family most) {
     if (most == PLAIN || !fused) return PLAIN;
-    return most == WGMMA && cuda_of(o)->warpgroups && hopper_of(o, a) != HOPPER_NONE ? WGMMA : MMA;
+    return most == WGMMA && cuda_of(o)->warpgroups && attn_room_cut(o, a) != HOPPER_NONE ? WGMMA : MMA;
 }
 
 static void forward(ops *o, const attn_core_args *a, arena *scratch, family most) {
@@ -58,22 +53,16 @@ static void forward(ops *o, const attn_core_args *a, arena *scratch, family most
         code = fused_forward(a, c->stream);
         break;
     case WGMMA:
-        code = hopper_forward(a, hopper_of(o, a), c->tickets, c->sm_count, c->stream);
+        code = hopper_forward(a, attn_room_cut(o, a), c->tickets, c->sm_count, c->stream);
         break;
     }
     cuda_check(o, code, "attention, forward");
 }
 
 static void backward(ops *o, const attn_core_args *a, const attn_core_grads *g, arena *scratch, family most) {
-    hopper_size size = hopper_of(o, a);
-    size_t mark = arena_mark(scratch), rows = (size_t)(a->batch * a->heads * a->context);
-    size_t bytes = rows * sizeof(float); /* of delta, or what the Hopper kernels take in its place */
-    if (size != HOPPER_NONE) {
-        size_t all = hopper_room_of(hopper_cuts[size], a->batch, a->context, a->heads, a->kv_heads).all;
-        bytes = all > bytes ? all : bytes;
-    }
-    float *delta = arena_push(scratch, bytes);
-    float *shares = arena_push(scratch, rows * (size_t)a->rope * sizeof *shares);
+    size_t mark = arena_mark(scratch);
+    attn_room room = attn_room_take(o, a, scratch);
+    float *delta = room.delta, *shares = room.shares;
     if (scratch->base && fits(o, a)) {
         const cuda_context *c = cuda_of(o);
         cudaStream_t stream = c->stream;
@@ -88,7 +77,8 @@ static void backward(ops *o, const attn_core_args *a, const attn_core_grads *g, 
             cuda_check(o, fused_dkv(a, g, delta, shares, stream), "attention, backward: dk, dv");
             break;
         case WGMMA:
-            cuda_check(o, hopper_backward(a, g, size, delta, shares, c->sm_count, stream), "attention, backward");
+            cuda_check(o, hopper_backward(a, g, attn_room_cut(o, a), delta, shares, c->sm_count, stream),
+                       "attention, backward");
             break;
         }
         if (a->rope) cuda_check(o, plain_rope_sum(a, g, shares, stream), "attention, backward: rotary key");

@@ -1,6 +1,7 @@
 """End to end: bad input ends every rank with one line that says what to do, the right exit code, and no trace."""
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -197,6 +198,20 @@ class Usage(harness.RunTest):
         self.assertIn("mpirun -n 7", out)
         self.assertIn("--set parallel.tensor=2 --set parallel.data=3 --set train.global_batch=6", out)
         self.assertEqual(sorted(os.listdir(self.dir)), ["config.yaml"])
+
+    def test_plan_compares_recomputations(self):
+        code, out, err = self.run_alone("plan", self.config(), "--set", "train.recompute=full", "--set",
+                                        "model.context=512")
+        self.assertEqual(code, 0, err)
+        line = r"%s +(\d+\.\d) MiB, +(\d+\.\d)%% more operations%s\n"
+        lines = (line % ("recompute +none", "") + " +" + line % ("attention", "") + " +" + line % ("full", r" \(as configured\)"))
+        found = re.search(lines, out)
+        self.assertIsNotNone(found, out)
+        memory, more = [float(x) for x in found.groups()[::2]], [float(x) for x in found.groups()[1::2]]
+        self.assertEqual(memory, sorted(set(memory), reverse=True))
+        self.assertEqual(more, sorted(set(more)))
+        self.assertEqual(more[0], 0)
+        self.assertIn(f"memory         {found[5]} MiB a compute rank", out)
 
     def test_the_launch_line_can_be_pasted_into_a_shell(self):
         config = self.config("a run's config.yaml")

@@ -69,7 +69,7 @@ class SameShape(Resume):
             "SELECT p.step, matrix_id, u, v FROM vectors JOIN snapshots p USING(snapshot_id) ORDER BY 1, 2",
             "SELECT * FROM layer_spectra ORDER BY run_id, form, part, stat, step, layer")]
 
-    def goes_on(self, variant, tensor, data, watchers=1):
+    def goes_on(self, variant, tensor, data, watchers=1, then=()):
         self.dataset()
         config = self.config(attention=dict(variant=variant), model=dict(layers=3),
                              train=dict(steps=12, warmup=6, eval_every=3), checkpoint=dict(every=5, keep=9),
@@ -78,7 +78,7 @@ class SameShape(Resume):
         want = self.rows(self.train(ranks, config, "whole", *settings))
         self.assertEqual(self.saved("whole"), [5, 10, 12])
         self.cut("run", 5, of="whole")
-        db = self.go_on(ranks, config, "run", *settings)
+        db = self.go_on(ranks, config, "run", *settings, *then)
         for got, wanted in zip(self.rows(db), want, strict=True):
             self.same(got, wanted)
         self.assertEqual(self.saved("run"), [5, 10, 12])
@@ -102,6 +102,10 @@ class SameShape(Resume):
     def test_a_run_without_diagnostics_goes_on(self):
         self.goes_on("mla-decoupled", 1, 1, watchers=0)
 
+    def test_other_recomputation_is_the_same_run(self):
+        self.goes_on("mla-decoupled", 2, 1, then=("train.recompute=full",))
+        self.assertEqual(self.database("run").execute("SELECT value FROM params WHERE key = 'train.recompute'").fetchall(),
+                         [("full",)])
 
 
 class OtherShapes(Resume):

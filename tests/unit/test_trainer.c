@@ -3,6 +3,7 @@
 #include "check.h"
 #include "inputs.h"
 
+#include "attention/cuda/hopper_cuts.h"
 #include "comm/count.h"
 #include "core/snapshot_steps.h"
 #include "trainer/optimizer.h"
@@ -265,6 +266,9 @@ static void check_data_parallel_bytes(const char *data, const char *zero, bool c
     comm_count(&dp, &counter, 1, (int)c.parallel.data);
     check_status(model_create(&m, &c, &o, &attn_core_cpu, &self, &dp, 2), STATUS_OK);
     assert_int_equal(p.rank0.bytes, m.memory.size_bytes);
+    int64_t others = 0;
+    for (int b = 0; b < m.params.buckets && cut; b++) others += (c.parallel.data - 1) * m.params.bucket[b].piece;
+    assert_int_equal(p.arrival_bytes, others * (int64_t)sizeof(float));
     for (int i = 0; i < p.accumulation; i++) model_train(&m, tokens, tokens, 1, i == p.accumulation - 1);
     optimizer_reduce(&m);
     model_reduce_loss(&m);
@@ -302,6 +306,116 @@ static void test_the_plan_shows_what_is_saved(void **state) {
     config_free(&c);
 }
 
+/* For each choice: the memory that a model takes, and what is multiplied again as a sum over matrices. */
+static void check_recomputes(const char *split, bool keeps_middle) {
+    const double layers = 3, width = 32, ffn = 20, vocab = 62, context = 24, samples = 2, tokens = samples * context;
+    const char *settings[] = {
+        "model.layers=3",           "model.width=32", "model.heads=4", "model.ffn=20",        "model.vocab=62",
+        "model.context=24",         "train.warmup=0", split,           "train.micro_batch=2", "train.global_batch=6",
+        "train.recompute=attention"};
+    double projections = 6 * tokens * width * width, out = 2 * tokens * width * width;
+    double mlp = 6 * tokens * width * ffn, head = 2 * tokens * width * vocab;
+    double core = 2 * samples * width * context * context;
+    double none = layers * (3 * (projections + out + mlp) + 3.5 * core) + 3 * head;
+    double full = projections + core + (keeps_middle ? 0 : out) + mlp * 2 / 3;
+    const double more[] = {0, (layers - 1) * projections / none, (layers - 1) * full / none};
+    config c;
+    ops o;
+    plan p;
+    check_status(config_load(&c, NULL, settings, sizeof settings / sizeof *settings), STATUS_OK);
+    check_status(ops_cpu(&o, 1), STATUS_OK); /* first: attention's tiles are counted by thread */
+    check_status(plan_make(&p, &c), STATUS_OK);
+    check_near(p.step_flops, 3 * none, 0);
+    assert_int_equal(p.rank0.bytes, p.recompute[RECOMPUTE_ATTENTION].bytes);
+    for (int i = 0; i < PLAN_RECOMPUTES; i++) {
+        comm_counter counter = {0};
+        comm_group tp, self;
+        model m;
+        c.train.recompute = (config_recompute)i;
+        comm_self(&self);
+        comm_count(&tp, &counter, 0, (int)c.parallel.tensor);
+        check_status(model_create(&m, &c, &o, &attn_core_cpu, &tp, &self, 2), STATUS_OK);
+        assert_int_equal(p.recompute[i].bytes, m.memory.size_bytes);
+        check_near(p.recompute[i].more_flops, more[i], 1e-12);
+        assert_int_equal(counter.bytes, 0);
+        model_free(&m);
+    }
+    config_free(&c);
+}
+
+static void test_the_plan_compares_recomputations(void **state) {
+    check_recomputes("parallel.tensor=1", false);
+    check_recomputes("parallel.tensor=2", true);
+}
+
+typedef struct kept_columns { /* fp32 values a token of one rank */
+    int64_t operands, results, shared;
+} kept_columns;
+
+/* What one layer more takes until the backward pass, beside its parameters: 64 tokens, so that the arena rounds
+ * nothing; width 64, 4 heads, 24 feed-forward units, a latent of 24. */
+static void check_kept(const char *variant, const char *latent, int64_t tp, kept_columns want) {
+    static const char *const layers[] = {"model.layers=3", "model.layers=4"};
+    for (int i = 0; i < PLAN_RECOMPUTES; i++) {
+        bool full = i == RECOMPUTE_FULL;
+        int64_t kept = 2 + want.shared + (full ? (tp > 1 ? 128 : 64) : 4 * 64 + 3 * 24 / tp + want.results) +
+                       (i == RECOMPUTE_NONE ? want.operands : 0);
+        int64_t bytes[2];
+        for (int more = 0; more < 2; more++) {
+            const char *settings[] = {
+                "model.width=64", "model.heads=4",        "model.ffn=24", "model.vocab=62", "model.context=32",
+                "train.warmup=0", "train.global_batch=2", layers[more],   variant,          latent};
+            config c;
+            plan p;
+            check_status(config_load(&c, NULL, settings, latent ? 10 : 9), STATUS_OK);
+            c.train.recompute = (config_recompute)i;
+            c.parallel.tensor = tp;
+            check_status(plan_make(&p, &c), STATUS_OK);
+            bytes[more] = (int64_t)(p.rank0.bytes - p.rank0.parameter_bytes);
+            config_free(&c);
+        }
+        assert_int_equal(bytes[1] - bytes[0], 64 * kept * (int64_t)sizeof(float));
+    }
+}
+
+static void test_each_recomputation_keeps_what_it_says(void **state) {
+    for (int64_t tp = 1; tp <= 2; tp++) {
+        int64_t heads = 4 / tp;
+        check_kept("attention.variant=mha", NULL, tp, (kept_columns){3 * 16 * heads, 17 * heads, 0});
+        check_kept("attention.variant=mla-prerope", "attention.kv_lora_rank=24", tp,
+                   (kept_columns){5 * 16 * heads + 24 + 1, 17 * heads, 24});
+        check_kept("attention.variant=mla-decoupled", "attention.kv_lora_rank=24", tp,
+                   (kept_columns){(24 + 32) * heads + 2 * 24 + 1, 17 * heads, 8});
+    }
+}
+
+/* Of Hopper's kernels, where attention's backward pass is what needs most. */
+static void test_the_plan_counts_the_scratch_of_gpus(void **state) {
+    const char *settings[] = {"model.layers=1",          "model.width=256",
+                              "model.heads=4",           "model.ffn=8",
+                              "model.vocab=61",          "model.context=600",
+                              "train.warmup=0",          "run.device=cuda",
+                              "train.global_batch=3",    "attention.variant=mla-decoupled",
+                              "attention.kv_lora_rank=8"};
+    config c;
+    plan p;
+    model m;
+    model_needs on_cpu;
+    check_status(config_load(&c, NULL, settings, sizeof settings / sizeof *settings), STATUS_OK);
+    check_status(plan_make(&p, &c), STATUS_OK);
+    check_status(model_describe(&m, &c, DTYPE_BF16, OPS_CUDA_LOGITS, &attn_core_cpu, 1, 1, 3, &on_cpu), STATUS_OK);
+    const attn_dims *d = &m.attention.dims;
+    hopper_size size = hopper_size_of(d->nope, d->rope, d->value);
+    arena cpu = {0};
+    attn_core_args args = {.batch = 3, .context = 600, .heads = 4, .kv_heads = 4, .rope = d->rope};
+    attn_core_cpu.backward(NULL, &args, NULL, &cpu);
+    size_t shares = (size_t)(3 * 4 * 600 * d->rope) * sizeof(float);
+    assert_int_equal(p.rank0.bytes - on_cpu.bytes,
+                     hopper_room_of(hopper_cuts[size], 3, 600, 4, 4).all + shares - cpu.peak_bytes);
+    model_free(&m);
+    config_free(&c);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_learning_rate_is_the_closed_form),
     cmocka_unit_test(test_learning_rate_is_finite_at_the_edges),
@@ -314,5 +428,8 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_pieces_hold_every_element_once),
     cmocka_unit_test(test_the_plan_counts_what_data_parallelism_sends),
     cmocka_unit_test(test_the_plan_shows_what_is_saved),
+    cmocka_unit_test(test_the_plan_compares_recomputations),
+    cmocka_unit_test(test_each_recomputation_keeps_what_it_says),
+    cmocka_unit_test(test_the_plan_counts_the_scratch_of_gpus),
 };
 TEST_MAIN(tests)
