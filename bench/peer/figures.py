@@ -84,7 +84,7 @@ def start_peer(a, variant, log):
 def time_peer(peer, lines):
     """Lets a peer that is ready go on; its figures, or None when it fails."""
     peer.stdin.write(b"go\n")
-    peer.stdin.flush()
+    peer.stdin.close()
     for _, line in lines:
         if line.startswith("{"):
             return json.loads(line)
