@@ -29,7 +29,7 @@ enum {
     HOPPER_KEYS = 128,     /* of a tile, both passes */
     HOPPER_ROWS = 64,      /* queries (forward) or keys (backward) of a warpgroup */
     HOPPER_STAGES = 2,     /* buffers of what passes through */
-    HOPPER_BLOCKS = 144,   /* multiprocessors that sums have places for; on more, blocks would wait longer */
+    HOPPER_BLOCKS = 144,   /* multiprocessors that the order counts on; on more, blocks would wait longer */
     HOPPER_BARRIER_BYTES = 192,
     HOPPER_PIECE_BYTES = 64, /* where pieces are announced */
 };

@@ -99,6 +99,8 @@ static double run_list(int heads, int context, int queries, int blocks, bool sle
             if (b->ahead < 0 && b->step + 2 >= steps) b->ahead = ticket++;
             int turns = order_turns(m, ratio), turn = order_turn(p, m, ratio);
             assert_in_range(turn, 0, turns - 1);
+            /* As the kernel, which writes dq there, knows the last one. */
+            assert_int_equal(turn == turns - 1, p.late ? m / ratio == p.keys : p.keys == 0);
             int *counter = counters + order_slot(list, p.head) * tiles + m;
             int mine = order_round(list, p.head) * turns + turn;
             assert_true(*counter <= mine);
