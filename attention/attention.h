@@ -40,6 +40,7 @@ typedef struct attn_env {
 /* One layer's weights (compute copy) and their fp32 gradients, in the order of the variant's parameter list. */
 typedef struct attn_weights {
     tensor weight[ATTN_MAX_PARAMS], gradient[ATTN_MAX_PARAMS];
+    bool adds; /* backward adds to the matrices' gradients; false: overwrites them (gains' are added to in any case) */
 } attn_weights;
 
 /* Where a part of attn_saved comes from, and which of train.recompute's choices keep it until the backward pass. */
@@ -76,8 +77,8 @@ typedef struct attn_variant {
      * the parts of saved that are not kept, and out unless it is NULL; communicates nothing. */
     void (*forward)(attn_env *env, int layer, const attn_weights *w, attn_saved *saved, tensor x, const tensor *out,
                     bool again, arena *scratch);
-    /* dx [N, d] (overwritten) = this rank's share: summed over TP by the caller. Adds to w->gradient. dout [N, d] is
-     * complete. */
+    /* dx [N, d] (overwritten) = this rank's share: summed over TP by the caller. Gradients go to w->gradient. dout [N,
+     * d] is complete. */
     void (*backward)(attn_env *env, int layer, const attn_weights *w, const attn_saved *saved, tensor x, tensor dout,
                      tensor dx, arena *scratch);
 } attn_variant;

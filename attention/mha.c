@@ -65,7 +65,7 @@ static void backward(attn_env *env, int layer, const attn_weights *w, const attn
     tensor grad_o = arena_tensor(scratch, o.type, o.rows, o.cols);
     tensor dqkv = arena_tensor(scratch, qkv.type, qkv.rows, qkv.cols);
     ops_linear_dx(env->ops, grad_o, dout, w->weight[W_O], false);
-    ops_linear_dw(env->ops, w->gradient[W_O], dout, o);
+    ops_linear_dw(env->ops, w->gradient[W_O], dout, o, w->adds);
 
     attn_core_args args = core_args(env, saved);
     attn_core_grads grads = {.dout = grad_o,
@@ -75,7 +75,7 @@ static void backward(attn_env *env, int layer, const attn_weights *w, const attn
     attn_core_backward(env, &args, &grads, scratch);
     attn_rotate(env, dqkv, 0, d->heads_local + d->kv_heads_local, true);
 
-    ops_linear_dw(env->ops, attn_joined(w->gradient, W_Q, 3), dqkv, x);
+    ops_linear_dw(env->ops, attn_joined(w->gradient, W_Q, 3), dqkv, x, w->adds);
     ops_linear_dx(env->ops, dx, dqkv, attn_joined(w->weight, W_Q, 3), false);
     arena_release(scratch, mark);
 }

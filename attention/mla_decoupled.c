@@ -118,10 +118,10 @@ static void backward_latent(attn_env *env, const attn_weights *w, const attn_sav
     tensor latent = saved->slot[p.latent];
     tensor dnormed = arena_tensor(scratch, latent.type, latent.rows, latent.cols);
     tensor dlatent = arena_tensor(scratch, latent.type, latent.rows, latent.cols);
-    ops_linear_dw(env->ops, w->gradient[p.up], dy, saved->slot[p.normed]);
+    ops_linear_dw(env->ops, w->gradient[p.up], dy, saved->slot[p.normed], w->adds);
     ops_linear_dx(env->ops, dnormed, dy, w->weight[p.up], false);
     attn_latent_backward(env, dlatent, dnormed, latent, saved->vector[p.rstd], w->weight[p.gain], w->gradient[p.gain]);
-    ops_linear_dw(env->ops, w->gradient[p.down], dlatent, x);
+    ops_linear_dw(env->ops, w->gradient[p.down], dlatent, x, w->adds);
     ops_linear_dx(env->ops, dx, dlatent, w->weight[p.down], accumulate);
     arena_release(scratch, mark);
 }
@@ -135,7 +135,7 @@ static void backward_q(attn_env *env, const attn_weights *w, const attn_saved *s
         backward_latent(env, w, saved, path, x, dq, dx, false, scratch);
         return;
     }
-    ops_linear_dw(env->ops, w->gradient[W_Q], dq, x);
+    ops_linear_dw(env->ops, w->gradient[W_Q], dq, x, w->adds);
     ops_linear_dx(env->ops, dx, dq, w->weight[W_Q], false);
 }
 
@@ -149,7 +149,7 @@ static void backward(attn_env *env, int layer, const attn_weights *w, const attn
     tensor dkv = arena_tensor(scratch, kv.type, kv.rows, kv.cols);
     tensor dk_rope = arena_tensor(scratch, q.type, q.rows, d->rope);
     ops_linear_dx(env->ops, grad_o, dout, w->weight[W_O], false);
-    ops_linear_dw(env->ops, w->gradient[W_O], dout, o);
+    ops_linear_dw(env->ops, w->gradient[W_O], dout, o, w->adds);
 
     attn_core_args args = core_args(env, saved);
     attn_core_grads grads = {
@@ -161,7 +161,7 @@ static void backward(attn_env *env, int layer, const attn_weights *w, const attn
     backward_q(env, w, saved, x, dq, dx, scratch);
     const latent_path kv_path = {C, C_NORMED, RSTD, W_UKV, W_DKV, g_kv(d)};
     backward_latent(env, w, saved, kv_path, x, dkv, dx, true, scratch);
-    ops_linear_dw(env->ops, w->gradient[W_KR], dk_rope, x);
+    ops_linear_dw(env->ops, w->gradient[W_KR], dk_rope, x, w->adds);
     ops_linear_dx(env->ops, dx, dk_rope, w->weight[W_KR], true);
     arena_release(scratch, mark);
 }

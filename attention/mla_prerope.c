@@ -122,11 +122,11 @@ static void backward_key(attn_env *env, const attn_weights *w, const attn_saved 
     int64_t cols = head_cols(&env->dims);
     for (int part = 0; part < 2; part++) {
         int64_t first = (part + 1) * cols;
-        ops_linear_dw(env->ops, w->gradient[W_DK + part], dc, tensor_cols(saved->slot[QKV], first, cols));
+        ops_linear_dw(env->ops, w->gradient[W_DK + part], dc, tensor_cols(saved->slot[QKV], first, cols), w->adds);
         ops_linear_dx(env->ops, tensor_cols(dqkv, first, cols), dc, w->weight[W_DK + part], false);
     }
     attn_rotate(env, dqkv, 0, 2 * env->dims.heads_local, true);
-    ops_linear_dw(env->ops, attn_joined(w->gradient, W_Q, 3), dqkv, x);
+    ops_linear_dw(env->ops, attn_joined(w->gradient, W_Q, 3), dqkv, x, w->adds);
     ops_linear_dx(env->ops, dx, dqkv, attn_joined(w->weight, W_Q, 3), false);
 }
 
@@ -134,11 +134,11 @@ static void backward_key(attn_env *env, const attn_weights *w, const attn_saved 
 static void backward_hidden(attn_env *env, const attn_weights *w, tensor x, tensor dq, tensor dc, tensor dx,
                             arena *scratch) {
     size_t mark = arena_mark(scratch);
-    ops_linear_dw(env->ops, w->gradient[W_D], dc, rotated(env, x, scratch));
+    ops_linear_dw(env->ops, w->gradient[W_D], dc, rotated(env, x, scratch), w->adds);
     ops_linear_dx(env->ops, dx, dc, w->weight[W_D], false);
     attn_rotate(env, dx, 0, env->dims.heads, true);
     attn_rotate(env, dq, 0, env->dims.heads_local, true);
-    ops_linear_dw(env->ops, w->gradient[W_Q], dq, x);
+    ops_linear_dw(env->ops, w->gradient[W_Q], dq, x, w->adds);
     ops_linear_dx(env->ops, dx, dq, w->weight[W_Q], true);
     arena_release(scratch, mark);
 }
@@ -155,7 +155,7 @@ static void backward(attn_env *env, int layer, const attn_weights *w, const attn
     tensor dnormed = arena_tensor(scratch, c.type, c.rows, c.cols);
     tensor dc = arena_tensor(scratch, c.type, c.rows, c.cols);
     ops_linear_dx(env->ops, grad_o, dout, w->weight[w_o(d)], false);
-    ops_linear_dw(env->ops, w->gradient[w_o(d)], dout, o);
+    ops_linear_dw(env->ops, w->gradient[w_o(d)], dout, o, w->adds);
 
     attn_core_args args = core_args(env, saved);
     attn_core_grads grads = {.dout = grad_o,
@@ -164,7 +164,7 @@ static void backward(attn_env *env, int layer, const attn_weights *w, const attn
                              .dv = tensor_cols(dkv, cols, cols)};
     attn_core_backward(env, &args, &grads, scratch);
 
-    ops_linear_dw(env->ops, attn_joined(w->gradient, w_uk(d), 2), dkv, saved->slot[C_NORMED]);
+    ops_linear_dw(env->ops, attn_joined(w->gradient, w_uk(d), 2), dkv, saved->slot[C_NORMED], w->adds);
     ops_linear_dx(env->ops, dnormed, dkv, attn_joined(w->weight, w_uk(d), 2), false);
     if (!d->prerope_hidden)
         comm_all_reduce(env->tp, dnormed.data, dnormed.rows * dnormed.cols, dnormed.type, COMM_SUM, "latent gradient",

@@ -71,6 +71,9 @@ static void run_ce_sums(bench *b) {
 static void run_ce_loss(bench *b) {
     b->o.ce_loss(&b->o, b->scalar, b->sums, b->picked, b->row_max, LOGIT_ROWS);
 }
+static void run_ce_whole(bench *b) {
+    b->o.ce_whole(&b->o, b->row_max, b->sums, b->picked, b->logits, b->v, b->tokens, 1.0f / LOGIT_ROWS);
+}
 static void run_ce_backward(bench *b) {
     b->o.ce_backward(&b->o, b->logits, b->v, b->row_max, b->sums, b->tokens, 0, 1.0f / LOGIT_ROWS);
 }
@@ -91,7 +94,7 @@ static void run_linear_dx(bench *b) {
     ops_linear_dx(&b->o, b->dx, b->gate_up, b->w, false);
 }
 static void run_linear_dw(bench *b) {
-    ops_linear_dw(&b->o, b->dw, b->gate_up, b->x);
+    ops_linear_dw(&b->o, b->dw, b->gate_up, b->x, true);
 }
 static void run_head(bench *b) {
     ops_linear(&b->o, b->logits, tensor_rows(b->x, 0, LOGIT_ROWS), b->table, false);
@@ -100,7 +103,7 @@ static void run_head_dx(bench *b) {
     ops_linear_dx(&b->o, tensor_rows(b->dx, 0, LOGIT_ROWS), b->logits, b->table, false);
 }
 static void run_head_dw(bench *b) {
-    ops_linear_dw(&b->o, b->dtable, b->logits, tensor_rows(b->x, 0, LOGIT_ROWS));
+    ops_linear_dw(&b->o, b->dtable, b->logits, tensor_rows(b->x, 0, LOGIT_ROWS), true);
 }
 
 static void *space(bench *b, double elements, dtype type) {
@@ -205,6 +208,7 @@ static status run(bench *b) {
         {"ce_sums", run_ce_sums, 2 * rows * v, 0},
         {"ce_loss", run_ce_loss, 12 * rows, 0},
         {"ce_backward", run_ce_backward, 4 * rows * v, 0},
+        {"ce_whole", run_ce_whole, 4 * rows * v, 0},
         {"sum_squares", run_sum_squares, 4 * w, 0},
         {"adamw", run_adamw, 30 * w, 0},
         {"cast", run_cast, 6 * w, 0},

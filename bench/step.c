@@ -18,8 +18,7 @@
 enum { WARM_UP_STEPS = 3, MOST_STEPS = 1000 };
 
 static double step(model *m, const config *c, const int32_t *input, const int32_t *target, int64_t number) {
-    model_zero_gradients(m);
-    model_train(m, input, target, (float)(1.0 / (double)m->tokens), true);
+    model_train(m, input, target, (float)(1.0 / (double)m->tokens), true, true);
     optimizer_reduce(m);
     optimizer_norm(m);
     optimizer_update(m, c, number, 1e-4); /* small: no warm-up, one batch */

@@ -101,6 +101,13 @@ static inline void guarded_same(guarded *g) {
     memcpy(g->earlier, g->block, bytes);
 }
 
+/* The same contents, bit by bit. */
+static inline void assert_same(const guarded *a, const guarded *b) {
+    for (int64_t i = 0; i < a->t.rows; i++)
+        assert_memory_equal(tensor_f32(a->t) + i * a->t.ld, tensor_f32(b->t) + i * b->t.ld,
+                            (size_t)a->t.cols * sizeof(float));
+}
+
 static inline void guarded_free(guarded *g) {
     free(g->block);
     free(g->earlier);

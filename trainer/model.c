@@ -192,7 +192,7 @@ static status measure(model *m, const config *c, dtype activation, int64_t logit
     status s = describe(m, c, &o, core, &group, &data_group, batch);
     if (s != STATUS_OK) return s;
     reserve(m, &m->memory);
-    model_train(m, NULL, NULL, 1.0f, false);
+    model_train(m, NULL, NULL, 1.0f, true, false);
     *needs = (model_needs){
         .bytes = m->memory.peak_bytes,
         .parameter_bytes = params_bytes(&m->params),
@@ -332,43 +332,68 @@ static void forward(model *m, const int32_t *input, const int32_t *target) {
     for (int i = 0; i < m->layers; i++) forward_layer(m, i);
 }
 
-/* Logits of rows [first, first + n), and their loss added; the cross-entropy's row sums stay in m->ce. */
-static tensor head_forward(model *m, int64_t first, int64_t n) {
+/* Some rows of the output on their way through the head. */
+typedef struct head_chunk {
+    int64_t n;
+    tensor in, logits; /* [n, d], [n, V_local] */
+    const int32_t *target;
+    float *row_max, *sums, *picked;
+} head_chunk;
+
+/* That of rows [first, end) which starts at `first`. */
+static head_chunk chunk_at(const model *m, int64_t first, int64_t end) {
+    int64_t n = end - first < m->chunk ? end - first : m->chunk;
+    float *sums = m->ce ? m->ce + m->chunk : NULL;
+    return (head_chunk){
+        .n = n,
+        .in = tensor_rows(m->final_in, first, n),
+        .logits = tensor_rows(m->logits, 0, n),
+        .target = m->target ? m->target + first : NULL,
+        .row_max = m->ce,
+        .sums = sums,
+        .picked = sums ? sums + n : NULL,
+    };
+}
+
+/* The chunk's logits, or with a scale their gradient, and its loss added. */
+static void head_forward(model *m, const head_chunk *c, float scale) {
     ops *o = m->ops;
     const param *head = &m->params.list[m->head];
-    tensor logits = tensor_rows(m->logits, 0, n);
-    float *row_max = m->ce, *sums = m->ce ? m->ce + m->chunk : NULL, *picked = sums ? sums + n : NULL;
-    const int32_t *target = m->target ? m->target + first : NULL;
-    ops_linear(o, logits, tensor_rows(m->final_in, first, n), params_weight(&m->params, m->head), false);
-    o->ce_max(o, row_max, logits, head->n_rows);
-    comm_all_reduce(m->tp, row_max, n, DTYPE_F32, COMM_MAX, "loss maximum", -1);
-    o->ce_sums(o, sums, picked, logits, head->n_rows, row_max, target, head->row);
-    comm_all_reduce(m->tp, sums, 2 * n, DTYPE_F32, COMM_SUM, "loss sums", -1);
-    o->ce_loss(o, m->loss ? m->loss + m->dp->rank : NULL, sums, picked, row_max, n);
-    return logits;
+    bool is_whole = m->tp->size == 1;
+    ops_linear(o, c->logits, c->in, params_weight(&m->params, m->head), false);
+    if (is_whole && scale != 0) {
+        o->ce_whole(o, c->row_max, c->sums, c->picked, c->logits, head->n_rows, c->target, scale);
+    } else {
+        o->ce_max(o, c->row_max, c->logits, head->n_rows);
+        comm_all_reduce(m->tp, c->row_max, c->n, DTYPE_F32, COMM_MAX, "loss maximum", -1);
+        o->ce_sums(o, c->sums, c->picked, c->logits, head->n_rows, c->row_max, c->target, head->row);
+        comm_all_reduce(m->tp, c->sums, 2 * c->n, DTYPE_F32, COMM_SUM, "loss sums", -1);
+        if (scale != 0) o->ce_backward(o, c->logits, head->n_rows, c->row_max, c->sums, c->target, head->row, scale);
+    }
+    o->ce_loss(o, m->loss ? m->loss + m->dp->rank : NULL, c->sums, c->picked, c->row_max, c->n);
 }
 
 void model_evaluate(model *m, const int32_t *input, const int32_t *target, int64_t samples) {
     forward(m, input, target);
     int64_t rows = samples * m->context;
-    for (int64_t first = 0; first < rows; first += m->chunk)
-        head_forward(m, first, rows - first < m->chunk ? rows - first : m->chunk);
+    for (int64_t first = 0; first < rows; first += m->chunk) {
+        head_chunk c = chunk_at(m, first, rows);
+        head_forward(m, &c, 0);
+    }
 }
 
 /* ---------------------------------------------------------------- backward */
 
-/* Loss and gradient of the head, chunk by chunk; dbranch = gradient of final_in. */
-static void head_train(model *m, float scale) {
+/* Loss and gradient of the head, chunk by chunk; adds: to the gradients of its weights; dbranch = gradient of final_in.
+ */
+static void head_train(model *m, float scale, bool adds) {
     ops *o = m->ops;
-    const param *head = &m->params.list[m->head];
     profile_enter(o->profile, PROFILE_HEAD);
     for (int64_t first = 0; first < m->tokens; first += m->chunk) {
-        int64_t n = m->tokens - first < m->chunk ? m->tokens - first : m->chunk;
-        tensor logits = head_forward(m, first, n);
-        o->ce_backward(o, logits, head->n_rows, m->ce, m->ce ? m->ce + m->chunk : NULL,
-                       m->target ? m->target + first : NULL, head->row, scale);
-        ops_linear_dw(o, params_gradient(&m->params, m->head), logits, tensor_rows(m->final_in, first, n));
-        ops_linear_dx(o, tensor_rows(m->dbranch, first, n), logits, params_weight(&m->params, m->head), false);
+        head_chunk c = chunk_at(m, first, m->tokens);
+        head_forward(m, &c, scale);
+        ops_linear_dw(o, params_gradient(&m->params, m->head), c.logits, c.in, adds || first > 0);
+        ops_linear_dx(o, tensor_rows(m->dbranch, first, c.n), c.logits, params_weight(&m->params, m->head), false);
     }
     sum_over_tp(m, m->dbranch, "head gradient", -1);
 }
@@ -419,20 +444,19 @@ static void forward_again(model *m, int index) {
     if (all) forward_hidden(m, l);
 }
 
-/* dx: gradient of the layer's output in, of its input out. */
-static void backward_layer(model *m, int index) {
+/* dx: gradient of the layer's output in, of its input out. adds: to the gradients of its weights. */
+static void backward_layer(model *m, int index, bool adds) {
     ops *o = m->ops;
     model_layer *l = &m->layer[index];
     if (recomputes(m, index)) forward_again(m, index);
     size_t mark = arena_mark(&m->memory);
     profile_enter(o->profile, PROFILE_MLP);
     tensor dhidden = arena_tensor(&m->memory, l->hidden.type, l->hidden.rows, l->hidden.cols);
-    tensor dgate_up = arena_tensor(&m->memory, l->gate_up.type, l->gate_up.rows, l->gate_up.cols);
-    ops_linear_dw(o, params_gradient(&m->params, l->down), m->dx, l->hidden);
+    ops_linear_dw(o, params_gradient(&m->params, l->down), m->dx, l->hidden, adds);
     ops_linear_dx(o, dhidden, m->dx, params_weight(&m->params, l->down), false);
-    o->swiglu_backward(o, dgate_up, dhidden, l->gate_up);
-    ops_linear_dw(o, gate_up(params_gradient(&m->params, l->gate)), dgate_up, l->mlp_in);
-    ops_linear_dx(o, m->dbranch, dgate_up, gate_up(params_weight(&m->params, l->gate)), false);
+    o->swiglu_backward(o, l->gate_up, dhidden, l->gate_up);
+    ops_linear_dw(o, gate_up(params_gradient(&m->params, l->gate)), l->gate_up, l->mlp_in, adds);
+    ops_linear_dx(o, m->dbranch, l->gate_up, gate_up(params_weight(&m->params, l->gate)), false);
     arena_release(&m->memory, mark);
     sum_over_tp(m, m->dbranch, "mlp gradient", index);
     comm_progress(m->dp); /* of the layers above */
@@ -440,21 +464,38 @@ static void backward_layer(model *m, int index) {
                         l->rstd2);
 
     profile_enter(o->profile, PROFILE_PROJECTIONS);
+    l->weights.adds = adds;
     m->variant->backward(&m->attention, index, &l->weights, &l->saved, l->attention_in, m->dx, m->dbranch, &m->memory);
     sum_over_tp(m, m->dbranch, "attention gradient", index);
     o->rmsnorm_backward(o, m->dx, true, gain_gradient(m, l->attention_norm), m->dbranch, l->input,
                         gain(m, l->attention_norm), l->rstd1);
 }
 
-void model_train(model *m, const int32_t *input, const int32_t *target, float scale, bool last) {
+/* Those that every micro-batch adds to: products overwrite the matrices' in the first, but not the embedding's. */
+static void zero_gradients(model *m) {
     ops *o = m->ops;
+    const params *p = &m->params;
+    const param *embedding = &p->list[m->embedding];
+    size_t gains = (size_t)(params_total(p) - p->gains_first) * sizeof(float);
+    size_t table = m->tied ? 0 : (size_t)(embedding->rows * embedding->cols) * sizeof(float);
+    profile_phase before = profile_enter(o->profile, PROFILE_OPTIMIZER);
+    o->zero(o, m->own_sq, sizeof *m->own_sq);
+    o->zero(o, p->gradient ? p->gradient + p->gains_first : NULL, gains);
+    if (table) o->zero(o, params_gradient(p, m->embedding).data, table);
+    profile_bytes(o->profile, (double)(gains + table));
+    profile_enter(o->profile, before);
+}
+
+void model_train(model *m, const int32_t *input, const int32_t *target, float scale, bool first, bool last) {
+    ops *o = m->ops;
+    if (first) zero_gradients(m);
     forward(m, input, target);
-    head_train(m, scale);
+    head_train(m, scale, !first);
     if (last && !m->tied) complete_bucket(m, m->params.list[m->head].bucket, -1);
     o->rmsnorm_backward(o, m->dx, false, gain_gradient(m, m->final_norm), m->dbranch, m->output, gain(m, m->final_norm),
                         m->rstd);
     for (int i = m->layers - 1; i >= 0; i--) {
-        backward_layer(m, i);
+        backward_layer(m, i, !first);
         if (last) complete_bucket(m, m->first_layer_bucket + i, i);
     }
     profile_enter(o->profile, PROFILE_EMBEDDING);
@@ -485,15 +526,6 @@ bool model_own_share_finite(model *m) {
     if (m->tp->size * m->dp->size == 1) return false;
     m->ops->download(m->ops, &norm_sq, m->own_sq, sizeof norm_sq);
     return isfinite(m->own_loss) && isfinite(norm_sq);
-}
-
-void model_zero_gradients(model *m) {
-    size_t bytes = (size_t)params_total(&m->params) * sizeof(float);
-    profile_phase before = profile_enter(m->ops->profile, PROFILE_OPTIMIZER);
-    m->ops->zero(m->ops, m->own_sq, sizeof *m->own_sq);
-    m->ops->zero(m->ops, m->params.gradient, bytes);
-    profile_bytes(m->ops->profile, (double)bytes);
-    profile_enter(m->ops->profile, before);
 }
 
 status model_status(const model *m) {

@@ -70,10 +70,11 @@ void model_free(model *m);
 status model_describe(model *out, const config *c, dtype activation, int64_t logit_elements, const attn_core *core,
                       int tp, int dp, int64_t batch, model_needs *needs);
 
-/* Forward and backward of one micro-batch (host arrays [B T]): adds scale * d(sum of the tokens' cross-entropy) to the
- * gradients and the sum itself to the loss. Partial gradients stay partial. last: it is the step's last one, so the
- * reduction of each bucket of sharded parameters over dp is started as soon as its gradients are complete. */
-void model_train(model *m, const int32_t *input, const int32_t *target, float scale, bool last);
+/* Forward and backward of one micro-batch (host arrays [B T]): scale * d(sum of the tokens' cross-entropy) is added to
+ * the gradients and the sum itself to the loss. Partial gradients stay partial. scale is not 0. first: it is the step's
+ * first one, so gradients start here, whatever they were. last: it is the step's last one, so the reduction of each
+ * bucket of sharded parameters over dp is started as soon as its gradients are complete. */
+void model_train(model *m, const int32_t *input, const int32_t *target, float scale, bool first, bool last);
 
 /* Starts the reduction of bucket b's gradients over dp: each rank's piece, or the whole without pieces. Complete after
  * comm_finish(m->dp). layer: for messages. */
@@ -95,8 +96,6 @@ bool model_own_share_finite(model *m);
 
 /* Counts those gradients in, before they are reduced: elements [first, first + count). */
 void model_note_own(model *m, int64_t first, int64_t count);
-
-void model_zero_gradients(model *m);
 
 /* First failure of the model's operations or collectives. */
 status model_status(const model *m);

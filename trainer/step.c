@@ -83,14 +83,13 @@ static void snapshot_if_due(job *j, int64_t step) {
 static void accumulate(job *j, int64_t step) {
     int64_t context = j->c.model.context, share = j->c.train.global_batch / j->roles.dp;
     float scale = (float)(1.0 / (double)(j->c.train.global_batch * context));
-    model_zero_gradients(&j->model);
     for (int64_t k = 0; k < j->accumulation; k++) {
         for (int64_t i = 0; i < j->micro_batch; i++) {
             int64_t sample = j->roles.dp_rank * share + k * j->micro_batch + i;
             dataset_window(&j->train, sampler_window(&j->sampler, step, sample), j->input + i * context,
                            j->target + i * context);
         }
-        model_train(&j->model, j->input, j->target, scale, k == j->accumulation - 1);
+        model_train(&j->model, j->input, j->target, scale, k == 0, k == j->accumulation - 1);
     }
 }
 

@@ -120,7 +120,7 @@ struct ops {
 
     /* h = silu(gate) * up, gate_up [N, 2F]: gate in the first F columns, up in the last. */
     void (*swiglu_forward)(ops *o, tensor h, tensor gate_up);
-    void (*swiglu_backward)(ops *o, tensor dgate_up, tensor dh, tensor gate_up);
+    void (*swiglu_backward)(ops *o, tensor dgate_up, tensor dh, tensor gate_up); /* dgate_up may be gate_up */
 
     /* x[i] = table[tokens[i] - first], 0 where that row is not on this rank. */
     void (*embedding_forward)(ops *o, tensor x, tensor table, const int32_t *tokens, int64_t first);
@@ -138,6 +138,10 @@ struct ops {
     void (*ce_loss)(ops *o, double *loss, const float *sums, const float *picked, const float *row_max, int64_t n);
     void (*ce_backward)(ops *o, tensor logits, int64_t valid, const float *row_max, const float *sums,
                         const int32_t *targets, int64_t first, float scale);
+    /* All but the loss where the whole vocabulary is on this rank (first = 0): row_max, sums and picked, and the logits
+     * become their gradient. Each logit is read and written once. */
+    void (*ce_whole)(ops *o, float *row_max, float *sums, float *picked, tensor logits, int64_t valid,
+                     const int32_t *targets, float scale);
 
     /* y = a + b; y may be a or b. */
     void (*add)(ops *o, tensor y, tensor a, tensor b);
@@ -207,7 +211,7 @@ static inline void ops_linear_dx(ops *o, tensor dx, tensor dy, tensor w, bool ac
     o->matmul(o, dx, dy, false, w, false, accumulate ? 1.0f : 0.0f);
 }
 
-/* dW += dyt x, fp32. */
-static inline void ops_linear_dw(ops *o, tensor dw, tensor dy, tensor x) {
-    o->matmul(o, dw, dy, true, x, false, 1.0f);
+/* dW = dyt x (+ dW when accumulate), fp32. */
+static inline void ops_linear_dw(ops *o, tensor dw, tensor dy, tensor x, bool accumulate) {
+    o->matmul(o, dw, dy, true, x, false, accumulate ? 1.0f : 0.0f);
 }

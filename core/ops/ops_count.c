@@ -41,6 +41,8 @@ static void no_ce_sums(ops *o, float *sums, float *picked, tensor logits, int64_
 static void no_ce_loss(ops *o, double *loss, const float *sums, const float *picked, const float *row_max, int64_t n) {}
 static void no_ce_backward(ops *o, tensor logits, int64_t valid, const float *row_max, const float *sums,
                            const int32_t *targets, int64_t first, float scale) {}
+static void no_ce_whole(ops *o, float *row_max, float *sums, float *picked, tensor logits, int64_t valid,
+                        const int32_t *targets, float scale) {}
 static void no_sum_squares(ops *o, double *out, const float *x, int64_t count) {}
 static void no_cast(ops *o, void *out, const float *x, int64_t count) {}
 static void no_adamw(ops *o, float *weight, float *m, float *v, const float *gradient, void *copy, int64_t count,
@@ -80,6 +82,7 @@ void ops_count(ops *out, dtype activation, int64_t logit_elements) {
         .ce_sums = no_ce_sums,
         .ce_loss = no_ce_loss,
         .ce_backward = no_ce_backward,
+        .ce_whole = no_ce_whole,
         .add = no_three,
         .copy = no_two,
         .sum_squares = no_sum_squares,

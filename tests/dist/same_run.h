@@ -245,10 +245,9 @@ static inline void check_initial_weights(run *r, run *alone) {
 static inline double train_pass(run *r, const int32_t *input, const int32_t *target) {
     model *m = &r->model;
     int64_t micro = r->micro_batch * m->context, first = r->dp.rank * r->micro_batches * micro;
-    model_zero_gradients(m);
     for (int i = 0; i < r->micro_batches; i++) {
         int64_t at = first + i * micro;
-        model_train(m, input + at, target + at, 1.0f / (float)(BATCH * m->context), i == r->micro_batches - 1);
+        model_train(m, input + at, target + at, 1.0f / (float)(BATCH * m->context), i == 0, i == r->micro_batches - 1);
     }
     optimizer_reduce(m);
     model_reduce_loss(m);

@@ -12,7 +12,8 @@ static void attention_pass(run *r, int layer, const float *x, const float *dout,
     size_t bytes = (size_t)(n * d) * sizeof *x;
     tensor tx = test_to_device(o, x, n, d), tdout = test_to_device(o, dout, n, d);
     tensor result = test_to_device(o, x, n, d);
-    model_zero_gradients(m);
+    o->zero(o, m->params.gradient, (size_t)params_total(&m->params) * sizeof(float));
+    l->weights.adds = true;
     m->variant->forward(&m->attention, layer, &l->weights, &l->saved, tx, &result, false, &m->memory);
     comm_all_reduce(&r->tp, result.data, n * d, DTYPE_F32, COMM_SUM, "test output", layer);
     o->download(o, out, result.data, bytes);

@@ -484,6 +484,9 @@ static void check_swiglu(tables *t, layout how, int64_t n, int64_t f, double sca
         check_same(&h, "swiglu h");
         check_same(&din, "swiglu dgate_up");
     }
+    t->gpu.swiglu_backward(&t->gpu, in.gpu, dh.gpu, in.gpu);
+    t->cpu.swiglu_backward(&t->cpu, in.cpu, dh.cpu, in.cpu);
+    check_same(&in, "swiglu dgate_up in place");
     matrix *all[] = {&in, &dh, &h, &din};
     for (int i = 0; i < 4; i++) matrix_free(all[i]);
 }
@@ -626,6 +629,52 @@ static void check_cross_entropy(tables *t, layout how, int64_t n, int64_t vocab,
     for (int i = 0; i < 4; i++) matrix_free(all[i]);
 }
 
+/* In one pass, against the CPU's; the same bits again. */
+static void check_whole_cross_entropy(tables *t, layout how, int64_t n, int64_t vocab, int64_t padding, double scale) {
+    if (left_out(n * vocab)) return;
+    matrix z = matrix_new(t, activation(t), how, n, vocab + padding, scale);
+    matrix row[3];
+    for (int i = 0; i < 3; i++) row[i] = matrix_at(t, DTYPE_F32, 1, n, n, 0, 0);
+    for (int64_t i = 0; i < n; i++)
+        for (int64_t j = vocab; j < vocab + padding; j++) tensor_f32(z.cpu)[i * z.cpu.ld + j] = NAN;
+    int32_t *targets = malloc((size_t)n * sizeof *targets);
+    assert_non_null(targets);
+    for (int64_t i = 0; i < n; i++) targets[i] = (int32_t)inputs_below(vocab);
+    int32_t *device = device_ints(t, targets, n);
+    float by = 1.0f / (float)n;
+    for (int again = 0; again < 2; again++) {
+        push(&z);
+        t->gpu.ce_whole(&t->gpu, row[0].gpu.data, row[1].gpu.data, row[2].gpu.data, z.gpu, vocab, device, by);
+        free(pull(&z, "ce_whole"));
+        for (int i = 0; i < 3; i++) free(pull(&row[i], "ce_whole's rows"));
+    }
+    t->cpu.ce_whole(&t->cpu, row[0].cpu.data, row[1].cpu.data, row[2].cpu.data, z.cpu, vocab, targets, by);
+    t->gpu.release(&t->gpu, device);
+    free(targets);
+    for (int i = 0; i < 3; i++) {
+        check_same(&row[i], "ce_whole's rows");
+        matrix_free(&row[i]);
+    }
+    check_same(&z, "ce_whole");
+    matrix_free(&z);
+}
+
+static void test_whole_cross_entropy(void **state) {
+    for (int fp32 = 0; fp32 < 2; fp32++) {
+        tables t;
+        open_tables(&t, fp32);
+        for (int how = 0; how < LAYOUTS; how++) {
+            check_whole_cross_entropy(&t, (layout)how, 1, 1, 0, 1);
+            check_whole_cross_entropy(&t, (layout)how, 3, 509, 3, 3);
+            check_whole_cross_entropy(&t, (layout)how, 1000, 509, 67, 3);
+            check_whole_cross_entropy(&t, (layout)how, 20, 32000, 0, 3);
+            check_whole_cross_entropy(&t, (layout)how, 5, 50257, 7, 3); /* more than the registers hold */
+            check_whole_cross_entropy(&t, (layout)how, 5, 16, 0, 200);
+        }
+        close_tables(&t);
+    }
+}
+
 static void test_cross_entropy(void **state) {
     for (int fp32 = 0; fp32 < 2; fp32++) {
         tables t;
@@ -759,6 +808,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup(test_swiglu_add_and_copy, inputs_start),
     cmocka_unit_test_setup(test_embedding, inputs_start),
     cmocka_unit_test_setup(test_cross_entropy, inputs_start),
+    cmocka_unit_test_setup(test_whole_cross_entropy, inputs_start),
     cmocka_unit_test_setup(test_a_nan_anywhere_shows_in_the_loss, inputs_start),
     cmocka_unit_test_setup(test_sum_squares, inputs_start),
     cmocka_unit_test_setup(test_adamw_and_cast, inputs_start),

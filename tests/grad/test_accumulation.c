@@ -41,10 +41,9 @@ static outcome one_step(const char *variant, int64_t micro) {
     int32_t tokens[GLOBAL_BATCH * CONTEXT + 1];
     for (uint64_t i = 0; i < sizeof tokens / sizeof *tokens; i++) tokens[i] = (int32_t)(rng_u64(5, 6, i) % 61);
 
-    model_zero_gradients(&m);
     for (int64_t first = 0; first < GLOBAL_BATCH; first += micro)
         model_train(&m, tokens + first * CONTEXT, tokens + 1 + first * CONTEXT, 1.0f / (GLOBAL_BATCH * CONTEXT),
-                    first + micro == GLOBAL_BATCH);
+                    first == 0, first + micro == GLOBAL_BATCH);
     optimizer_reduce(&m);
     optimizer_norm(&m);
     outcome r = {.loss = model_take_loss(&m) / (GLOBAL_BATCH * CONTEXT), .count = params_total(&m.params)};

@@ -151,8 +151,7 @@ static void check_variant(config_variant variant) {
         problem p;
         settings s = random_shape(variant);
         open_problem(&p, &s);
-        model_zero_gradients(&p.model);
-        model_train(&p.model, p.input, p.target, 1.0f / (float)p.model.tokens, true);
+        model_train(&p.model, p.input, p.target, 1.0f / (float)p.model.tokens, true, true);
         model_take_loss(&p.model);
         for (int i = 0; i < p.model.params.count; i++) check_parameter(&p, i);
         check_status(model_status(&p.model), STATUS_OK);

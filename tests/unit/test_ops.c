@@ -102,7 +102,7 @@ static void test_linear_helpers_are_the_three_products_of_a_layer(void **state) 
     ops o = table(1);
     ops_linear(&o, y.t, x.t, w.t, false);
     ops_linear_dx(&o, dx.t, dy.t, w.t, false);
-    ops_linear_dw(&o, dw.t, dy.t, x.t);
+    ops_linear_dw(&o, dw.t, dy.t, x.t, true);
     ops_linear(&o, y.t, x.t, w.t, true); /* now twice the product */
     ops_linear_dx(&o, dx.t, dy.t, w.t, true);
     const double tolerance = 50 * EPS;
@@ -309,7 +309,7 @@ static double swiglu(double gate, double up) {
 
 static void check_swiglu(int64_t n, int64_t f, double scale) {
     guarded in = guarded_random(n, 2 * f, scale), dh = guarded_random(n, f, 1);
-    guarded h = guarded_new(n, f), din = guarded_new(n, 2 * f);
+    guarded h = guarded_new(n, f), din = guarded_new(n, 2 * f), over = guarded_new(n, 2 * f);
     for (int threads = 1; threads <= MOST_THREADS; threads++) {
         ops o = table(threads);
         guarded_poison(&h);
@@ -328,9 +328,13 @@ static void check_swiglu(int64_t n, int64_t f, double scale) {
         guarded_check(&din);
         guarded_same(&h);
         guarded_same(&din);
+        o.copy(&o, over.t, in.t);
+        o.swiglu_backward(&o, over.t, dh.t, over.t);
+        guarded_check(&over);
+        assert_same(&over, &din);
     }
-    guarded *all[] = {&in, &dh, &h, &din};
-    for (int i = 0; i < 4; i++) guarded_free(all[i]);
+    guarded *all[] = {&in, &dh, &h, &din, &over};
+    for (int i = 0; i < 5; i++) guarded_free(all[i]);
 }
 
 static void test_swiglu(void **state) {
@@ -495,6 +499,34 @@ static void test_cross_entropy_threads_and_nan(void **state) {
     }
     guarded_free(&logits);
     guarded_free(&work);
+}
+
+/* In one pass: the bits of the operations one by one, padding zero. */
+static void test_whole_cross_entropy_is_its_parts(void **state) {
+    enum { N = 37, V = 61, PADDING = 3 };
+    guarded logits = guarded_random(N, V + PADDING, 2), work = guarded_new(N, V + PADDING);
+    guarded whole = guarded_new(N, V + PADDING);
+    int32_t targets[N];
+    float parts[3][N], at_once[3][N];
+    for (int i = 0; i < N; i++) {
+        targets[i] = (int32_t)inputs_below(V);
+        for (int j = V; j < V + PADDING; j++) tensor_f32(logits.t)[i * logits.t.ld + j] = NAN;
+    }
+    for (int threads = 1; threads <= MOST_THREADS; threads++) {
+        ops o = table(threads);
+        o.copy(&o, work.t, logits.t);
+        o.copy(&o, whole.t, logits.t);
+        o.ce_max(&o, parts[0], work.t, V);
+        o.ce_sums(&o, parts[1], parts[2], work.t, V, parts[0], targets, 0);
+        o.ce_backward(&o, work.t, V, parts[0], parts[1], targets, 0, 1.0f / N);
+        o.ce_whole(&o, at_once[0], at_once[1], at_once[2], whole.t, V, targets, 1.0f / N);
+        assert_memory_equal(parts, at_once, sizeof parts);
+        guarded_check(&whole);
+        assert_same(&whole, &work);
+    }
+    guarded_free(&logits);
+    guarded_free(&work);
+    guarded_free(&whole);
 }
 
 /* Beside a likely word, one fp32 sum would lose much of 32,000 rare ones: 4e-5 of it. */
@@ -683,6 +715,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup(test_embedding, inputs_start),
     cmocka_unit_test_setup(test_cross_entropy_over_split_and_padded_vocabulary, inputs_start),
     cmocka_unit_test_setup(test_cross_entropy_threads_and_nan, inputs_start),
+    cmocka_unit_test_setup(test_whole_cross_entropy_is_its_parts, inputs_start),
     cmocka_unit_test_setup(test_sums_over_a_large_vocabulary_keep_the_rare_words, inputs_start),
     cmocka_unit_test_setup(test_add_and_copy, inputs_start),
     cmocka_unit_test_setup(test_sum_squares, inputs_start),

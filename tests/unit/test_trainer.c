@@ -269,7 +269,7 @@ static void check_data_parallel_bytes(const char *data, const char *zero, bool c
     int64_t others = 0;
     for (int b = 0; b < m.params.buckets && cut; b++) others += (c.parallel.data - 1) * m.params.bucket[b].piece;
     assert_int_equal(p.arrival_bytes, others * (int64_t)sizeof(float));
-    for (int i = 0; i < p.accumulation; i++) model_train(&m, tokens, tokens, 1, i == p.accumulation - 1);
+    for (int i = 0; i < p.accumulation; i++) model_train(&m, tokens, tokens, 1, i == 0, i == p.accumulation - 1);
     optimizer_reduce(&m);
     model_reduce_loss(&m);
     optimizer_norm(&m);

@@ -232,18 +232,44 @@ static void cpu_embedding_backward(ops *o, tensor dtable, tensor dx, const int32
 
 /* ---------------------------------------------------------------- cross-entropy */
 
+static float row_max_of(const float *z, int64_t valid) {
+    float most = -INFINITY;
+    bool nan = false; /* a comparison would lose it */
+    for (int64_t j = 0; j < valid; j++) {
+        most = z[j] > most ? z[j] : most;
+        nan |= z[j] != z[j];
+    }
+    return nan ? NAN : most;
+}
+
+static float row_sum_of(const float *z, int64_t valid, float most) {
+    double total = 0; /* in one fp32 sum over 32,000 words the rare ones are lost: 4e-5 of it */
+    for (int64_t begin = 0; begin < valid; begin += SUM_COLUMNS) {
+        int64_t end = begin + SUM_COLUMNS < valid ? begin + SUM_COLUMNS : valid;
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t j = begin; j < end; j++) sum += vector_exp(z[j] - most);
+        total += sum;
+    }
+    return (float)total;
+}
+
+/* target: a column of the row, where it is here. */
+static float picked_of(const float *z, int64_t valid, int64_t target) {
+    return target >= 0 && target < valid ? z[target] : 0.0f;
+}
+
+static void row_gradient(float *z, int64_t valid, int64_t cols, float most, float sum, int64_t target, float scale) {
+    float factor = scale / sum;
+#pragma omp simd
+    for (int64_t j = 0; j < valid; j++) z[j] = vector_exp(z[j] - most) * factor;
+    for (int64_t j = valid; j < cols; j++) z[j] = 0;
+    if (target >= 0 && target < valid) z[target] -= scale;
+}
+
 static void cpu_ce_max(ops *o, float *row_max, tensor logits, int64_t valid) {
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < logits.rows; i++) {
-        const float *z = row(logits, i);
-        float most = -INFINITY;
-        bool nan = false; /* a comparison would lose it */
-        for (int64_t j = 0; j < valid; j++) {
-            most = z[j] > most ? z[j] : most;
-            nan |= z[j] != z[j];
-        }
-        row_max[i] = nan ? NAN : most;
-    }
+    for (int64_t i = 0; i < logits.rows; i++) row_max[i] = row_max_of(row(logits, i), valid);
 }
 
 static void cpu_ce_sums(ops *o, float *sums, float *picked, tensor logits, int64_t valid, const float *row_max,
@@ -251,18 +277,8 @@ static void cpu_ce_sums(ops *o, float *sums, float *picked, tensor logits, int64
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < logits.rows; i++) {
         const float *z = row(logits, i);
-        float most = row_max[i];
-        double total = 0; /* in one fp32 sum over 32,000 words the rare ones are lost: 4e-5 of it */
-        for (int64_t begin = 0; begin < valid; begin += SUM_COLUMNS) {
-            int64_t end = begin + SUM_COLUMNS < valid ? begin + SUM_COLUMNS : valid;
-            float sum = 0;
-#pragma omp simd reduction(+ : sum)
-            for (int64_t j = begin; j < end; j++) sum += vector_exp(z[j] - most);
-            total += sum;
-        }
-        int64_t target = targets[i] - first;
-        sums[i] = (float)total;
-        picked[i] = target >= 0 && target < valid ? z[target] : 0.0f;
+        sums[i] = row_sum_of(z, valid, row_max[i]);
+        picked[i] = picked_of(z, valid, targets[i] - first);
     }
 }
 
@@ -275,13 +291,19 @@ static void cpu_ce_loss(ops *o, double *loss, const float *sums, const float *pi
 static void cpu_ce_backward(ops *o, tensor logits, int64_t valid, const float *row_max, const float *sums,
                             const int32_t *targets, int64_t first, float scale) {
 #pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < logits.rows; i++)
+        row_gradient(row(logits, i), valid, logits.cols, row_max[i], sums[i], targets[i] - first, scale);
+}
+
+static void cpu_ce_whole(ops *o, float *row_max, float *sums, float *picked, tensor logits, int64_t valid,
+                         const int32_t *targets, float scale) {
+#pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < logits.rows; i++) {
-        float *z = row(logits, i), most = row_max[i], factor = scale / sums[i];
-#pragma omp simd
-        for (int64_t j = 0; j < valid; j++) z[j] = vector_exp(z[j] - most) * factor;
-        for (int64_t j = valid; j < logits.cols; j++) z[j] = 0;
-        int64_t target = targets[i] - first;
-        if (target >= 0 && target < valid) z[target] -= scale;
+        float *z = row(logits, i);
+        row_max[i] = row_max_of(z, valid);
+        sums[i] = row_sum_of(z, valid, row_max[i]);
+        picked[i] = picked_of(z, valid, targets[i]);
+        row_gradient(z, valid, logits.cols, row_max[i], sums[i], targets[i], scale);
     }
 }
 
@@ -369,6 +391,7 @@ status ops_cpu(ops *out, int threads) {
         .ce_sums = cpu_ce_sums,
         .ce_loss = cpu_ce_loss,
         .ce_backward = cpu_ce_backward,
+        .ce_whole = cpu_ce_whole,
         .add = cpu_add,
         .copy = cpu_copy,
         .sum_squares = cpu_sum_squares,

@@ -1,11 +1,12 @@
-/* Cross-entropy over logits [n, V], one block a row. The logits of a row stay where they are: the maximum, the sums and
- * the gradient each read them once (between them the caller reduces over tensor-parallel ranks). */
+/* Cross-entropy over logits [n, V], one block a row. With the vocabulary cut over ranks the maximum, the sums and the
+ * gradient each read the logits (between them the caller reduces over the ranks); where a rank has it whole, a block
+ * keeps its row in registers and reads it once. */
 #include "core/ops/cuda/device.cuh"
 #include "core/ops/cuda/kernels.h"
 
 #include <math_constants.h>
 
-enum { CE_THREADS = 256, LOSS_THREADS = 1024 };
+enum { CE_THREADS = 256, LOSS_THREADS = 1024, WHOLE_THREADS = 512, KEPT = 8 };
 
 template <typename T, int W>
 static __global__ void __launch_bounds__(CE_THREADS) ce_max(float *row_max, view<const T> logits, int valid) {
@@ -73,6 +74,77 @@ static __global__ void __launch_bounds__(CE_THREADS)
     }
 }
 
+/* Calls use(j, values) for this thread's packs of the row, columns j to j + W: the first KEPT from registers, where
+ * they stay between calls, those of a longer row from memory. */
+template <typename T, int W> struct kept_row {
+    typedef typename word<W * sizeof(T)>::type part;
+    static constexpr int STRIDE = WHOLE_THREADS * W;
+    const T *z;
+    int cols;
+    part kept[KEPT];
+
+    __device__ __forceinline__ kept_row(const T *row, int columns) : z(row), cols(columns) {
+#pragma unroll
+        for (int k = 0; k < KEPT; k++) {
+            int j = threadIdx.x * W + k * STRIDE;
+            if (j < cols) kept[k] = *(const part *)(z + j);
+        }
+    }
+
+    template <typename Use> __device__ __forceinline__ void each(Use use) const {
+        float v[W];
+#pragma unroll
+        for (int k = 0; k < KEPT; k++) {
+            int j = threadIdx.x * W + k * STRIDE;
+            if (j >= cols) return;
+            load(v, (const T *)&kept[k]);
+            use(j, v);
+        }
+        for (int j = threadIdx.x * W + KEPT * STRIDE; j < cols; j += STRIDE) {
+            load(v, z + j);
+            use(j, v);
+        }
+    }
+};
+
+template <typename T, int W>
+static __global__ void __launch_bounds__(WHOLE_THREADS, 2)
+    ce_whole(float *row_max, float *sums, float *picked, view<T> logits, int valid, int cols, const int32_t *targets,
+             float scale) {
+    int64_t row = blockIdx.x;
+    int target = targets[row];
+    T *z = logits.row(row);
+    bool has_target = target >= 0 && target < valid;
+    float of_target = has_target && threadIdx.x == 0 ? (float)z[target] : 0.0f; /* before it is overwritten */
+    kept_row<T, W> values(z, cols);
+    float most = -CUDART_INF_F, total = 0;
+    values.each([&](int j, float(&v)[W]) {
+#pragma unroll
+        for (int i = 0; i < W; i++)
+            if (j + i < valid) most = larger()(most, v[i]);
+    });
+    most = block_reduce<larger>(most);
+    values.each([&](int j, float(&v)[W]) {
+#pragma unroll
+        for (int i = 0; i < W; i++)
+            if (j + i < valid) total += expf(v[i] - most);
+    });
+    total = block_reduce<sum>(total);
+    float factor = scale / total;
+    values.each([&](int j, float(&v)[W]) {
+#pragma unroll
+        for (int i = 0; i < W; i++) {
+            v[i] = j + i < valid ? expf(v[i] - most) * factor : 0.0f;
+            if (has_target && j + i == target) v[i] -= scale;
+        }
+        store(z + j, v);
+    });
+    if (threadIdx.x != 0) return;
+    row_max[row] = most;
+    sums[row] = total;
+    picked[row] = of_target;
+}
+
 extern "C" cudaError_t launch_ce_max(float *row_max, tensor logits, int64_t valid, cudaStream_t stream) {
     return dispatch(logits.type, logits.rows, wide(logits), [&](auto type, auto w) {
         using T = decltype(type);
@@ -102,5 +174,14 @@ extern "C" cudaError_t launch_ce_backward(tensor logits, int64_t valid, const fl
         using T = decltype(type);
         ce_backward<T, w.value><<<(unsigned)logits.rows, CE_THREADS, 0, stream>>>(
             view_of<T>(logits), (int)valid, (int)logits.cols, row_max, sums, targets, first, scale);
+    });
+}
+
+extern "C" cudaError_t launch_ce_whole(float *row_max, float *sums, float *picked, tensor logits, int64_t valid,
+                                       const int32_t *targets, float scale, cudaStream_t stream) {
+    return dispatch(logits.type, logits.rows, wide(logits), [&](auto type, auto w) {
+        using T = decltype(type);
+        ce_whole<T, w.value><<<(unsigned)logits.rows, WHOLE_THREADS, 0, stream>>>(
+            row_max, sums, picked, view_of<T>(logits), (int)valid, (int)logits.cols, targets, scale);
     });
 }

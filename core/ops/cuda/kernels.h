@@ -38,6 +38,8 @@ cudaError_t launch_ce_loss(double *loss, const float *sums, const float *picked,
                            cudaStream_t stream);
 cudaError_t launch_ce_backward(tensor logits, int64_t valid, const float *row_max, const float *sums,
                                const int32_t *targets, int64_t first, float scale, cudaStream_t stream);
+cudaError_t launch_ce_whole(float *row_max, float *sums, float *picked, tensor logits, int64_t valid,
+                            const int32_t *targets, float scale, cudaStream_t stream);
 
 /* optimizer.cu; copy and out are of the given type */
 enum { SUM_SQUARES_SCRATCH_BYTES = 8192 };

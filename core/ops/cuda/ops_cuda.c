@@ -131,6 +131,12 @@ static void table_ce_backward(ops *o, tensor logits, int64_t valid, const float 
                "ce_backward");
 }
 
+static void table_ce_whole(ops *o, float *row_max, float *sums, float *picked, tensor logits, int64_t valid,
+                           const int32_t *targets, float scale) {
+    cuda_check(o, launch_ce_whole(row_max, sums, picked, logits, valid, targets, scale, cuda_of(o)->stream),
+               "ce_whole");
+}
+
 static void table_add(ops *o, tensor y, tensor a, tensor b) {
     cuda_check(o, launch_add(y, a, b, cuda_of(o)->stream), "add");
 }
@@ -190,6 +196,7 @@ static const ops TABLE = {
     .ce_sums = table_ce_sums,
     .ce_loss = table_ce_loss,
     .ce_backward = table_ce_backward,
+    .ce_whole = table_ce_whole,
     .add = table_add,
     .copy = table_copy,
     .sum_squares = table_sum_squares,
