@@ -21,6 +21,7 @@ typedef struct bench {
     float *gain, *dgain, *rstd, *angles, *row_max, *sums, *picked, *master, *m, *moment, *gradient;
     int32_t *tokens;
     double *scalar;
+    adamw_update *update;
 } bench;
 
 typedef struct operation {
@@ -81,8 +82,8 @@ static void run_sum_squares(bench *b) {
     b->o.sum_squares(&b->o, b->scalar, b->gradient, b->v * b->d);
 }
 static void run_adamw(bench *b) {
-    adamw_args args = {1e-3f, 0.9f, 0.95f, 1e-8f, 0.1f, 7, 1, b->scalar};
-    b->o.adamw(&b->o, b->master, b->m, b->moment, b->gradient, b->table.data, b->v * b->d, args);
+    b->o.adamw_begin(&b->o, b->update, (adamw_args){1e-3f, 0.9f, 0.95f, 1e-8f, 1, b->scalar, b->scalar, 1});
+    b->o.adamw(&b->o, b->master, b->m, b->moment, b->gradient, b->table.data, b->v * b->d, 0.1f, b->update);
 }
 static void run_cast(bench *b) {
     b->o.cast(&b->o, b->table.data, b->master, b->v * b->d);
@@ -158,9 +159,10 @@ static status create(bench *b) {
         if (singles[i] != &b->moment && singles[i] != &b->dgain) fill(b, *singles[i], single, counts[i], 1);
     }
     b->scalar = space(b, 1, DTYPE_F64);
+    b->update = space(b, (int64_t)(sizeof *b->update / sizeof(double)), DTYPE_F64);
     int32_t *tokens = malloc((size_t)n * sizeof *tokens);
     b->tokens = space(b, (double)n, single);
-    if (!tokens || !b->tokens || !b->scalar || !b->dw.data || !b->dtable.data)
+    if (!tokens || !b->tokens || !b->scalar || !b->update || !b->dw.data || !b->dtable.data)
         return status_fail(STATUS_CONFIG, "out of memory");
     uint32_t state = 99;
     for (int64_t i = 0; i < n; i++) { /* Zipf-like: equal weight to each octave of the vocabulary */

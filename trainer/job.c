@@ -70,9 +70,13 @@ status job_prepare(job *j) {
     TRY(device_open(&j->ops, &j->core, &j->c, &j->roles));
     TRY(open_data(j));
     size_t tokens = (size_t)(j->micro_batch * j->c.model.context);
-    j->input = malloc(tokens * sizeof *j->input);
-    j->target = malloc(tokens * sizeof *j->target);
-    if (!j->input || !j->target) return status_fail(STATUS_CONFIG, "out of memory for a batch of %zu tokens", tokens);
+    for (int i = 0; i < BATCHES; i++) {
+        token_batch *b = &j->batch[i];
+        b->input = j->ops.host_alloc(&j->ops, tokens * sizeof *b->input);
+        b->target = j->ops.host_alloc(&j->ops, tokens * sizeof *b->target);
+        if (!b->input || !b->target)
+            return status_fail(STATUS_CONFIG, "out of host memory for a batch of %zu tokens", tokens);
+    }
     return STATUS_OK;
 }
 
@@ -96,6 +100,12 @@ status job_build(job *j) {
     return j->watches ? snapshots_plan(&j->snapshots, &j->model, &j->c, &j->roles) : STATUS_OK;
 }
 
+static void close_batch(job *j, token_batch *b) {
+    if (b->taken.event) j->ops.mark_release(&j->ops, &b->taken);
+    if (b->input) j->ops.host_release(&j->ops, b->input);
+    if (b->target) j->ops.host_release(&j->ops, b->target);
+}
+
 void job_close(job *j) {
     snapshots_free(&j->snapshots);
     comm_close(&j->tp); /* before the memory that they know goes */
@@ -104,8 +114,7 @@ void job_close(job *j) {
     model_free(&j->model);
     dataset_close(&j->train);
     dataset_close(&j->validation);
-    free(j->input);
-    free(j->target);
+    for (int i = 0; i < BATCHES; i++) close_batch(j, &j->batch[i]);
     device_close(&j->ops);
 }
 

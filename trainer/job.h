@@ -24,6 +24,20 @@ typedef struct derived {
     char hosts[256];     /* h1,h2,... */
 } derived;
 
+/* Tokens of a micro-batch, [B, T], from the table's host_alloc: one is filled while the device has the other. */
+enum { BATCHES = 2 };
+
+typedef struct token_batch {
+    int32_t *input, *target;
+    ops_mark taken; /* behind it the memory may be filled again */
+} token_batch;
+
+/* A step that has been queued and whose loss the host has not seen yet. */
+typedef struct open_step {
+    int64_t number; /* 0: there is none */
+    double lr, begun_s;
+} open_step;
+
 typedef struct job {
     config c;
     comm_roles roles;
@@ -40,8 +54,11 @@ typedef struct job {
     derived derived;
     int64_t micro_batch, accumulation;
     int64_t first_step, last_step; /* the run goes on behind the first one; 0: it begins */
-    checkpoint_state state;        /* after the last step */
-    int32_t *input, *target;       /* one micro-batch */
+    checkpoint_state state;        /* after the last step; loss and counts after the last that is settled */
+    open_step open;
+    double settled_s; /* when that was */
+    token_batch batch[BATCHES];
+    int64_t batches; /* filled so far */
     channel_sender *sender;
     channel_sender *records; /* the same on compute rank 0, NULL on the others: what all ranks know is said once */
     snapshots snapshots;
@@ -85,9 +102,13 @@ void job_abandon_channel(job *j);
 
 /* ---- step.c ---- */
 
-/* Step `number`: gradients of its samples, an update, its records, its snapshot and validation. INTERNAL when training
- * cannot go on behind a loss or gradient that is not finite. */
+/* Step `number`: gradients of its samples, an update, its snapshot and validation. Where the device has a queue, the
+ * host goes on before it knows the step's loss, and settles the step before it instead. job_settle's failures. */
 status job_step(job *j, int64_t number);
+
+/* Waits for the last step's loss, and records and tells what it was. INTERNAL when training cannot go on behind a loss
+ * or gradient that is not finite. Nothing without an open step. */
+status job_settle(job *j);
 
 /* The snapshot and the records of step 0. */
 void job_begin(job *j);

@@ -31,8 +31,9 @@ static void wait_for_checkpoint(job *j) {
 }
 
 /* The state behind the last step. One checkpoint at a time. */
-static void save(job *j) {
+static status save(job *j) {
     const diag_checkpoint record = {.step = j->state.step};
+    TRY(job_settle(j));
     profiling_pause(j);
     wait_for_checkpoint(j);
     record_post(j->records, DIAG_CHECKPOINT, j->state.step, &record, sizeof record);
@@ -40,17 +41,20 @@ static void save(job *j) {
     j->requests &= ~CHANNEL_CHECKPOINT;
     j->saved_step = j->state.step;
     profiling_resume(j);
+    return STATUS_OK;
 }
 
 /* The end that an alert asked for: as at the last step, with a validation. */
-static void stop(job *j) {
+static status stop(job *j) {
     int64_t number = j->state.step, every = j->c.train.eval_every;
     j->stopped = true;
     j->last_step = number;
+    TRY(job_settle(j));
     if (j->validates && !(every && number % every == 0)) job_validate(j, number);
     event_post(j->records, number, "warn", "stop", "an alert asked for the end of the run");
     if (j->roles.compute_rank == 0)
         log_warn("an alert asked for the end of the run: it ends after step %ld", (long)number);
+    return STATUS_OK;
 }
 
 static void interrupt(job *j, int signal) {
@@ -61,13 +65,14 @@ static void interrupt(job *j, int signal) {
         log_warn("%s: the run ends behind step %ld with a checkpoint", strsignal(signal), (long)j->state.step);
 }
 
-static void after_step(job *j) {
+static status after_step(job *j) {
     int64_t number = j->state.step, every = j->c.checkpoint.every;
     agreement a;
     agree(j, &a);
-    if (a.stop && number < j->last_step) stop(j);
+    if (a.stop && number < j->last_step) TRY(stop(j));
     if (a.signal && number < j->last_step) interrupt(j, a.signal);
-    if (j->signal || a.save || number == j->last_step || (every && number % every == 0)) save(j);
+    if (j->signal || a.save || number == j->last_step || (every && number % every == 0)) return save(j);
+    return STATUS_OK;
 }
 
 static void tell_end_of_data(const job *j) {
@@ -100,20 +105,21 @@ status job_loop(job *j) {
     j->started_s = clock_now_s();
     resume_tell(&j->resume, j->records, j->first_step);
     if (!j->resume.reads) job_begin(j);
-    if (j->resume.reads && j->saved_step < 0) save(j); /* from elsewhere: it can go on from here by itself now */
+    if (j->resume.reads && j->saved_step < 0) s = save(j); /* from elsewhere: it can go on from here by itself now */
     while (s == STATUS_OK && j->state.step < j->last_step && !j->signal) {
         int64_t number = j->state.step + 1;
         comm_watch_step(j->watchdog, number);
         profiling_begin(j, number);
         s = job_step(j, number);
-        if (s == STATUS_OK) after_step(j);
+        if (s == STATUS_OK) s = after_step(j);
         profiling_end(j);
     }
+    if (s == STATUS_OK) s = job_settle(j);
     profiling_finish(j);
     int64_t made = j->state.step - j->first_step;
     double seconds = clock_now_s() - j->started_s;
     j->tokens_per_s = (double)(made * j->c.train.global_batch * j->c.model.context) / seconds;
-    if (s == STATUS_OK && j->saved_step != j->state.step) save(j); /* of a run without steps */
+    if (s == STATUS_OK && j->saved_step != j->state.step) s = save(j); /* of a run without steps */
     wait_for_checkpoint(j);
     comm_unwatch(j->watchdog);
     if (s == STATUS_OK) tell_end_of_data(j);

@@ -124,6 +124,19 @@ static void reserve_layer(model *m, model_layer *layer, dtype type, arena *a) {
     }
 }
 
+static int figures_count(const model *m) {
+    return m->dp->size + 2;
+}
+
+/* Squared norms lie behind the losses. */
+static double *own_sq(const model *m) {
+    return m->figures ? m->figures + m->dp->size : NULL;
+}
+
+double *model_norm_sq(const model *m) {
+    return m->figures ? m->figures + m->dp->size + 1 : NULL;
+}
+
 /* Takes everything from the arena; over a counting arena all pointers come out NULL. */
 static void reserve(model *m, arena *a) {
     dtype type = m->ops->activation;
@@ -140,9 +153,8 @@ static void reserve(model *m, arena *a) {
     m->rstd = floats(a, m->tokens);
     m->logits = arena_tensor(a, type, m->chunk, vocab);
     m->ce = floats(a, 3 * m->chunk);
-    m->loss = arena_push(a, (size_t)m->dp->size * sizeof *m->loss);
-    m->own_sq = arena_push(a, sizeof *m->own_sq);
-    m->norm_sq = arena_push(a, sizeof *m->norm_sq);
+    m->figures = arena_push(a, (size_t)figures_count(m) * sizeof *m->figures);
+    m->update = arena_push(a, sizeof *m->update);
     m->input = arena_push(a, (size_t)m->tokens * sizeof *m->input);
     m->target = arena_push(a, (size_t)m->tokens * sizeof *m->target);
     m->rotary_table = floats(a, m->context * m->attention.dims.rotary);
@@ -226,6 +238,10 @@ status model_create(model *m, const config *c, ops *o, const attn_core *core, co
                            "or raise parallel.tensor",
                            (double)needs.bytes / 0x1p30, o->name);
     reserve(m, &m->memory);
+    for (int i = 0; i < MODEL_REPORTS; i++) {
+        m->reported[i] = o->host_alloc(o, (size_t)figures_count(m) * sizeof *m->figures);
+        if (!m->reported[i]) return status_fail(STATUS_CONFIG, "out of host memory for a step's figures");
+    }
 
     size_t table_floats = (size_t)(m->context * m->attention.dims.rotary);
     float *table = malloc(table_floats * sizeof *table);
@@ -238,6 +254,10 @@ status model_create(model *m, const config *c, ops *o, const attn_core *core, co
 }
 
 void model_free(model *m) {
+    for (int i = 0; i < MODEL_REPORTS && m->memory.base; i++) {
+        m->ops->mark_release(m->ops, &m->arrived[i]);
+        if (m->reported[i]) m->ops->host_release(m->ops, m->reported[i]);
+    }
     if (m->memory.base) m->ops->release_shared(m->ops, m->memory.base);
     free(m->layer);
     params_free(&m->params);
@@ -370,7 +390,7 @@ static void head_forward(model *m, const head_chunk *c, float scale) {
         comm_all_reduce(m->tp, c->sums, 2 * c->n, DTYPE_F32, COMM_SUM, "loss sums", -1);
         if (scale != 0) o->ce_backward(o, c->logits, head->n_rows, c->row_max, c->sums, c->target, head->row, scale);
     }
-    o->ce_loss(o, m->loss ? m->loss + m->dp->rank : NULL, c->sums, c->picked, c->row_max, c->n);
+    o->ce_loss(o, m->figures ? m->figures + m->dp->rank : NULL, c->sums, c->picked, c->row_max, c->n);
 }
 
 void model_evaluate(model *m, const int32_t *input, const int32_t *target, int64_t samples) {
@@ -416,7 +436,7 @@ void model_reduce_bucket(model *m, int b, int layer) {
 void model_note_own(model *m, int64_t first, int64_t count) {
     if (m->tp->size * m->dp->size == 1) return; /* nobody asks which rank it was */
     profile_phase before = profile_enter(m->ops->profile, PROFILE_OPTIMIZER);
-    m->ops->sum_squares(m->ops, m->own_sq, m->params.gradient ? m->params.gradient + first : NULL, count);
+    m->ops->sum_squares(m->ops, own_sq(m), m->params.gradient ? m->params.gradient + first : NULL, count);
     profile_bytes(m->ops->profile, (double)count * sizeof(float));
     profile_enter(m->ops->profile, before);
 }
@@ -479,7 +499,7 @@ static void zero_gradients(model *m) {
     size_t gains = (size_t)(params_total(p) - p->gains_first) * sizeof(float);
     size_t table = m->tied ? 0 : (size_t)(embedding->rows * embedding->cols) * sizeof(float);
     profile_phase before = profile_enter(o->profile, PROFILE_OPTIMIZER);
-    o->zero(o, m->own_sq, sizeof *m->own_sq);
+    o->zero(o, own_sq(m), sizeof(double));
     o->zero(o, p->gradient ? p->gradient + p->gains_first : NULL, gains);
     if (table) o->zero(o, params_gradient(p, m->embedding).data, table);
     profile_bytes(o->profile, (double)(gains + table));
@@ -509,23 +529,29 @@ void model_train(model *m, const int32_t *input, const int32_t *target, float sc
 /* ---------------------------------------------------------------- the rest */
 
 void model_reduce_loss(model *m) {
-    comm_all_reduce(m->dp, m->loss, m->dp->size, DTYPE_F64, COMM_SUM, "loss", -1);
+    comm_all_reduce(m->dp, m->figures, m->dp->size, DTYPE_F64, COMM_SUM, "loss", -1);
+}
+
+void model_report_start(model *m, int slot) {
+    ops *o = m->ops;
+    o->fetch(o, m->reported[slot], m->figures, (size_t)figures_count(m) * sizeof *m->figures);
+    o->mark(o, &m->arrived[slot], NULL);
+    o->zero(o, m->figures, (size_t)m->dp->size * sizeof *m->figures);
+}
+
+model_report model_report_take(model *m, int slot) {
+    const double *loss = m->reported[slot], *own_sq = loss + m->dp->size, *norm_sq = own_sq + 1;
+    model_report r = {0};
+    m->ops->mark_wait(m->ops, &m->arrived[slot]);
+    for (int i = 0; i < m->dp->size; i++) r.loss += loss[i];
+    r.grad_norm = sqrt(*norm_sq);
+    r.own_is_finite = m->tp->size * m->dp->size > 1 && isfinite(loss[m->dp->rank]) && isfinite(*own_sq);
+    return r;
 }
 
 double model_take_loss(model *m) {
-    double loss[m->dp->size], sum = 0;
-    m->ops->download(m->ops, loss, m->loss, sizeof loss);
-    m->ops->zero(m->ops, m->loss, sizeof loss);
-    for (int i = 0; i < m->dp->size; i++) sum += loss[i];
-    m->own_loss = loss[m->dp->rank];
-    return sum;
-}
-
-bool model_own_share_finite(model *m) {
-    double norm_sq = 0;
-    if (m->tp->size * m->dp->size == 1) return false;
-    m->ops->download(m->ops, &norm_sq, m->own_sq, sizeof norm_sq);
-    return isfinite(m->own_loss) && isfinite(norm_sq);
+    model_report_start(m, 0);
+    return model_report_take(m, 0).loss;
 }
 
 status model_status(const model *m) {

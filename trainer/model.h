@@ -21,6 +21,9 @@ typedef struct model_layer {
     float *rstd1, *rstd2;                       /* [N] */
 } model_layer;
 
+/* Reports under way at most, one a slot. */
+enum { MODEL_REPORTS = 2 };
+
 typedef struct model {
     ops *ops;
     comm_group *tp, *dp;
@@ -37,13 +40,15 @@ typedef struct model {
     arena memory;
     tensor output, final_in, branch, dx, dbranch; /* [N, d]; final_in: norm of output */
     float *rstd;
-    int64_t chunk;           /* rows of logits at a time */
-    tensor logits;           /* [chunk, V_local] */
-    float *ce;               /* [3, chunk]: row max, sums, picked */
-    double *loss;            /* device, [Q]: sum over tokens since model_take_loss, of each data-parallel rank */
-    double own_loss;         /* this rank's of them, as it was taken last */
-    double *own_sq;          /* device: squared norm of this rank's gradients before any sum over ranks */
-    double *norm_sq;         /* device: squared norm of the gradient (trainer/optimizer.h) */
+    int64_t chunk; /* rows of logits at a time */
+    tensor logits; /* [chunk, V_local] */
+    float *ce;     /* [3, chunk]: row max, sums, picked */
+    double
+        *figures; /* device, [Q + 2]: the sum of the tokens' losses since the last report, of each data-parallel
+                   * rank; the squared norm of this rank's gradients before any sum over ranks; that of the gradient */
+    double *reported[MODEL_REPORTS]; /* the same in host memory */
+    ops_mark arrived[MODEL_REPORTS];
+    adamw_update *update;    /* device: trainer/optimizer.h */
     int32_t *input, *target; /* device, [N] */
     float *rotary_table;
 } model;
@@ -86,13 +91,24 @@ void model_evaluate(model *m, const int32_t *input, const int32_t *target, int64
 /* The loss sums of all data-parallel ranks on each of them. */
 void model_reduce_loss(model *m);
 
-/* The loss sum since the last call (waits for the device), which starts again at 0. The same on all ranks of the group.
- */
+typedef struct model_report {
+    double loss;        /* sum since the last report; the same on all ranks of the group */
+    double grad_norm;   /* (trainer/optimizer.h) */
+    bool own_is_finite; /* this rank's own share: the loss of its samples, its gradients before any sum over ranks;
+                         * false of a rank alone */
+} model_report;
+
+/* Starts bringing the figures to the host as they are at this place of the queue; loss sums start again at 0. */
+void model_report_start(model *m, int slot);
+
+/* Waits until those of the slot are there. */
+model_report model_report_take(model *m, int slot);
+
+/* Both at once, where no report is under way: the loss sum. */
 double model_take_loss(model *m);
 
-/* Of a step whose loss or gradient is not finite: whether this rank's own share of it is, the loss of its samples and
- * its gradients before any sum over ranks (waits for the device). */
-bool model_own_share_finite(model *m);
+/* Where the squared norm of the gradient is kept, device; NULL over a counting table. */
+double *model_norm_sq(const model *m);
 
 /* Counts those gradients in, before they are reduced: elements [first, first + count). */
 void model_note_own(model *m, int64_t first, int64_t count);

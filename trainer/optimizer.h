@@ -8,9 +8,11 @@
  * all over the data-parallel group. Under ZeRO-1 each rank has the sums of its own pieces. */
 void optimizer_reduce(model *m);
 
-/* The norm of the whole model's gradient, each parameter counted once (waits for the device). */
-double optimizer_norm(model *m);
+/* The norm of the whole model's gradient, each parameter counted once: in m->figures. */
+void optimizer_norm(model *m);
 
-/* One AdamW update with that gradient, step: updates made, this one included. Does nothing where the norm is not
- * finite. */
-void optimizer_update(model *m, const config *c, int64_t step, double lr);
+/* So many updates have been made: of weights and moments that come from a checkpoint. */
+void optimizer_start(model *m, int64_t updates);
+
+/* One AdamW update with that gradient, left out where its norm or the loss is not finite. */
+void optimizer_update(model *m, const config *c, double lr);

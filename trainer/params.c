@@ -229,6 +229,12 @@ void *params_copy(const params *p, int i) {
     return separate ? params_weight(p, i).data : NULL;
 }
 
+void *params_bucket_copy(const params *p, int b) {
+    const param_bucket *bucket = &p->bucket[b];
+    if (bucket->first >= p->gains_first) return p->pieces > 1 ? p->gains + (bucket->own - p->gains_first) : NULL;
+    return master_computes(p) ? NULL : (char *)p->compute + (size_t)bucket->own * dtype_bytes(p->compute_type);
+}
+
 tensor params_gradient(const params *p, int i) {
     return view(&p->list[i], p->gradient, p->list[i].offset, DTYPE_F32);
 }

@@ -83,6 +83,9 @@ param_range params_owned(const params *p, int i);
  * fp32. */
 void *params_copy(const params *p, int i);
 
+/* This rank's piece of bucket b's compute copies, NULL where master serves as them; types as in params_copy. */
+void *params_bucket_copy(const params *p, int b);
+
 /* Where weights come from: the values of row r of q's box, [n_cols]. */
 typedef status (*params_source)(void *user, const param *q, int64_t r, float *row);
 

@@ -16,14 +16,28 @@
 /* With train.on_nan: skip, so many updates in a row may be left out: what does not recover by then will not. */
 enum { MOST_LEFT_OUT = 10 };
 
+/* ---------------------------------------------------------------- batches */
+
+/* The next one to fill, once the device has what was in it. */
+static token_batch *batch_take(job *j) {
+    token_batch *b = &j->batch[j->batches++ % BATCHES];
+    j->ops.mark_wait(&j->ops, &b->taken);
+    return b;
+}
+
+/* Behind the work on it. */
+static void batch_give(job *j, token_batch *b) {
+    j->ops.mark(&j->ops, &b->taken, NULL);
+}
+
 /* ---------------------------------------------------------------- validation */
 
 /* Windows [first, first + count) of d into the batch; the rest of the batch is filled with token 0. */
-static void load_windows(job *j, const dataset *d, int64_t first, int64_t count) {
+static void load_windows(const job *j, token_batch *b, const dataset *d, int64_t first, int64_t count) {
     int64_t context = j->c.model.context;
-    memset(j->input, 0, (size_t)(j->micro_batch * context) * sizeof *j->input);
-    memset(j->target, 0, (size_t)(j->micro_batch * context) * sizeof *j->target);
-    for (int64_t i = 0; i < count; i++) dataset_window(d, first + i, j->input + i * context, j->target + i * context);
+    memset(b->input, 0, (size_t)(j->micro_batch * context) * sizeof *b->input);
+    memset(b->target, 0, (size_t)(j->micro_batch * context) * sizeof *b->target);
+    for (int64_t i = 0; i < count; i++) dataset_window(d, first + i, b->input + i * context, b->target + i * context);
 }
 
 /* What a model that knows only the tokens' frequencies would reach: the line that a run must get under. */
@@ -43,8 +57,10 @@ void job_validate(job *j, int64_t step) {
     for (int64_t first = 0, batch = 0; first < windows; first += j->micro_batch, batch++) {
         if (batch % j->roles.dp != j->roles.dp_rank) continue;
         int64_t count = windows - first < j->micro_batch ? windows - first : j->micro_batch;
-        load_windows(j, &j->validation, first, count);
-        model_evaluate(&j->model, j->input, j->target, count);
+        token_batch *b = batch_take(j);
+        load_windows(j, b, &j->validation, first, count);
+        model_evaluate(&j->model, b->input, b->target, count);
+        batch_give(j, b);
     }
     model_reduce_loss(&j->model);
     double sum = model_take_loss(&j->model);
@@ -84,12 +100,14 @@ static void accumulate(job *j, int64_t step) {
     int64_t context = j->c.model.context, share = j->c.train.global_batch / j->roles.dp;
     float scale = (float)(1.0 / (double)(j->c.train.global_batch * context));
     for (int64_t k = 0; k < j->accumulation; k++) {
+        token_batch *b = batch_take(j);
         for (int64_t i = 0; i < j->micro_batch; i++) {
             int64_t sample = j->roles.dp_rank * share + k * j->micro_batch + i;
-            dataset_window(&j->train, sampler_window(&j->sampler, step, sample), j->input + i * context,
-                           j->target + i * context);
+            dataset_window(&j->train, sampler_window(&j->sampler, step, sample), b->input + i * context,
+                           b->target + i * context);
         }
-        model_train(&j->model, j->input, j->target, scale, k == 0, k == j->accumulation - 1);
+        model_train(&j->model, b->input, b->target, scale, k == 0, k == j->accumulation - 1);
+        batch_give(j, b);
     }
 }
 
@@ -108,9 +126,9 @@ static void progress(const job *j, const diag_step *r) {
 }
 
 /* A loss or gradient that is not finite: the update was left out on every rank; stop, or go on with the next step. */
-static status not_finite(job *j, const diag_step *r) {
+static status not_finite(job *j, const diag_step *r, bool own_is_finite) {
     char message[256], who[128];
-    TRY(agreement_who(&j->all, !model_own_share_finite(&j->model), who, sizeof who));
+    TRY(agreement_who(&j->all, !own_is_finite, who, sizeof who));
     snprintf(message, sizeof message, "step %ld: loss %g, gradient norm %g: not finite on %s; the update is left out",
              (long)r->step, r->loss, r->grad_norm, who);
     event_post(j->records, r->step, "error", "nan", "%s", message);
@@ -134,44 +152,55 @@ static void tell_spike(job *j, const diag_step *r) {
                r->loss, SPIKES_WINDOW, usual);
 }
 
-/* Unless the gradient is not finite, which every rank sees alike. */
-static void update(job *j, double lr) {
-    checkpoint_fence(j->writer);
-    optimizer_update(&j->model, &j->c, ++j->state.updates, lr);
+status job_settle(job *j) {
+    const open_step o = j->open;
+    if (o.number == 0) return STATUS_OK;
+    int64_t tokens = j->c.train.global_batch * j->c.model.context;
+    model_report found = model_report_take(&j->model, (int)(o.number % MODEL_REPORTS));
+    double now_s = clock_now_s(), from_s = fmax(o.begun_s, j->settled_s);
+    diag_step record = {.step = o.number,
+                        .tokens = o.number * tokens,
+                        .loss = found.loss / (double)tokens,
+                        .grad_norm = found.grad_norm,
+                        .lr = o.lr,
+                        .step_ms = 1e3 * (now_s - from_s),
+                        .tokens_per_s = (double)tokens / (now_s - from_s),
+                        .mfu = NAN};
+    j->open.number = 0;
+    j->settled_s = now_s;
+    j->state.loss = record.loss;
+    record_post(j->records, DIAG_STEP, o.number, &record, sizeof record);
+    progress(j, &record);
+    tell_spike(j, &record);
+    if (!isfinite(record.loss) || !isfinite(record.grad_norm)) return not_finite(j, &record, found.own_is_finite);
+    j->state.updates++;
     j->state.left_out = 0;
+    return STATUS_OK;
 }
 
 status job_step(job *j, int64_t number) {
-    double start = clock_now_s();
-    int64_t tokens = j->c.train.global_batch * j->c.model.context;
+    const open_step next = {.number = number, .lr = schedule_lr(&j->c, number), .begun_s = clock_now_s()};
     accumulate(j, number);
     optimizer_reduce(&j->model);
     model_reduce_loss(&j->model);
-    double loss = model_take_loss(&j->model);
-    diag_step record = {.step = number,
-                        .tokens = number * tokens,
-                        .loss = loss / (double)tokens,
-                        .grad_norm = optimizer_norm(&j->model),
-                        .lr = schedule_lr(&j->c, number),
-                        .mfu = NAN};
-    bool finite = isfinite(record.loss) && isfinite(record.grad_norm);
-    if (finite) update(j, record.lr);
+    optimizer_norm(&j->model);
+    checkpoint_fence(j->writer);
+    optimizer_update(&j->model, &j->c, next.lr);
+    model_report_start(&j->model, (int)(number % MODEL_REPORTS));
     status s = model_status(&j->model);
     if (s != STATUS_OK) {
         log_error("step %ld: %s", (long)number, status_message());
         comm_abort(s);
     }
-    record.step_ms = 1e3 * (clock_now_s() - start);
-    record.tokens_per_s = 1e3 * (double)tokens / record.step_ms;
+    TRY(job_settle(j));
+    j->open = next;
     j->state.step = number;
-    j->state.loss = record.loss;
-    record_post(j->records, DIAG_STEP, number, &record, sizeof record);
-    progress(j, &record);
-    tell_spike(j, &record);
-    if (!finite) TRY(not_finite(j, &record));
+    if (!j->ops.queues) TRY(job_settle(j));
     snapshot_if_due(j, number);
     int64_t every = j->c.train.eval_every;
-    if (j->validates && (number == j->last_step || (every && number % every == 0))) job_validate(j, number);
+    if (!j->validates || (number != j->last_step && !(every && number % every == 0))) return STATUS_OK;
+    TRY(job_settle(j));
+    job_validate(j, number);
     return STATUS_OK;
 }
 

@@ -9,6 +9,7 @@
 #include "core/log.h"
 #include "diag/worker.h"
 #include "trainer/job.h"
+#include "trainer/optimizer.h"
 #include "trainer/run_folder.h"
 #include "trainer/signals.h"
 #include "trainer/vocab.h"
@@ -121,6 +122,7 @@ static status load(job *j) {
     j->state = (checkpoint_state){.loss = NAN, .validation_loss = NAN};
     if (!j->resume.reads) return STATUS_OK;
     TRY(resume_load(&j->resume, &j->c, j->train.windows, &j->model.params, &j->ops, &j->roles, &j->state));
+    optimizer_start(&j->model, j->state.updates);
     j->first_step = j->state.step;
     return STATUS_OK;
 }

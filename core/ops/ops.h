@@ -1,8 +1,10 @@
 /* The operations that attention/ and trainer/ are written against: one table a device, filled in cpu/ and cuda/.
  *
  * All data pointers are device memory. Calls are queued in order; nothing is complete before sync (the CPU table
- * computes at once). A call does not return a status: the first failure is kept in the table and read by ops_status(),
- * once a step. Outputs overwrite unless the comment says "adds". No call allocates.
+ * computes at once). Memory of the host that upload reads must stay as it is until the queue has passed a mark made
+ * behind it where it is from host_alloc; of any other the call takes a copy. A call does not return a status: the first
+ * failure is kept in the table and read by ops_status(), once a step. Outputs overwrite unless the comment says "adds".
+ * No call allocates.
  *
  * N rows (tokens), d width, F feed-forward width, V vocabulary rows on this rank, T context length. */
 #pragma once
@@ -14,13 +16,23 @@
 
 typedef struct ops ops;
 
-/* Hyper-parameters of one AdamW update (Loshchilov & Hutter 2019), step counted from 1. */
+/* Hyper-parameters of one AdamW update (Loshchilov & Hutter 2019), and on what it depends. */
 typedef struct adamw_args {
-    float lr, beta1, beta2, eps, weight_decay;
-    int64_t step;
+    float lr, beta1, beta2, eps;
     float clip;            /* gradients are scaled by min(1, clip / norm); 0: never */
-    const double *norm_sq; /* device scalar: squared norm of the whole gradient; not finite: nothing is updated */
+    const double *norm_sq; /* device scalar: squared norm of the whole gradient */
+    const double *losses;  /* device, [loss_count] */
+    int64_t loss_count;
 } adamw_args;
+
+/* One update as the device works it out, in its memory: the host need not know first whether there is one. */
+typedef struct adamw_update {
+    int64_t count; /* of updates so far, this one included: bias corrections go by it */
+    int64_t is_left_out;
+    float lr, beta1, beta2, eps;
+    float scale; /* of gradients */
+    float correct1, correct2;
+} adamw_update;
 
 /* Where the rotary part lies in each row: heads blocks of `stride` columns, `dim` of them rotated from column `first`
  * on. */
@@ -54,6 +66,7 @@ struct ops {
     char device[64];        /* what the device itself is called, for records */
     dtype activation;       /* type of activations and of the weights' compute copy */
     int64_t logit_elements; /* of logits to compute at a time: enough for efficient products, little beside the rest */
+    bool queues;            /* calls may return before their work is done */
     status first_error;     /* STATUS_OK, or the first failure's code; its message is in status_message() */
     double flops;           /* of matrix products so far: 2 m n k each */
     double attention_flops; /* of attention's fused cores so far (attention/attention.c) */
@@ -73,6 +86,8 @@ struct ops {
     void (*zero)(ops *o, void *data, size_t bytes);
     void (*upload)(ops *o, void *device, const void *host, size_t bytes);
     void (*download)(ops *o, void *host, const void *device, size_t bytes); /* complete on return */
+    /* A download into memory from host_alloc that is complete when the queue has passed a mark made behind it. */
+    void (*fetch)(ops *o, void *host, const void *device, size_t bytes);
     void (*sync)(ops *o);
     /* What the device's memory in use has grown by since the table was opened, by whatever process; NULL where the
      * device has no memory of its own. */
@@ -100,6 +115,7 @@ struct ops {
      * here to the next mark); NULL: of nothing. mark_span_s: seconds between the moments at which the queue came to the
      * two places; waits until it has. */
     void (*mark)(ops *o, ops_mark *m, const char *name);
+    void (*mark_wait)(ops *o, const ops_mark *m); /* until the queue has passed it; at once if it was never marked */
     double (*mark_span_s)(ops *o, const ops_mark *from, const ops_mark *to);
     void (*mark_release)(ops *o, ops_mark *m);
 
@@ -150,10 +166,12 @@ struct ops {
 
     /* out (adds, device scalar) += sum x^2, in an order that depends on count alone. */
     void (*sum_squares)(ops *o, double *out, const float *x, int64_t count);
-    /* One AdamW update of count fp32 master weights in place; copy[count], of the activation type, gets the new weights
-     * too (NULL: there is none). */
+    /* Counts an update and works it out; it is left out, and not counted, where the norm or a loss is not finite. */
+    void (*adamw_begin)(ops *o, adamw_update *u, adamw_args args);
+    /* That update of count fp32 master weights in place; copy[count], of the activation type, gets the new weights too
+     * (NULL: there is none). */
     void (*adamw)(ops *o, float *weight, float *m, float *v, const float *gradient, void *copy, int64_t count,
-                  adamw_args args);
+                  float weight_decay, const adamw_update *u);
     /* out[count], of the activation type, = x. */
     void (*cast)(ops *o, void *out, const float *x, int64_t count);
 };

@@ -9,6 +9,8 @@ static void no_zero(ops *o, void *data, size_t bytes) {}
 static void no_upload(ops *o, void *device, const void *host, size_t bytes) {}
 static void no_download(ops *o, void *host, const void *device, size_t bytes) {}
 static void no_sync(ops *o) {}
+static void no_mark(ops *o, ops_mark *m, const char *name) {}
+static void no_mark_wait(ops *o, const ops_mark *m) {}
 static bool no_offload_open(ops *o, size_t bytes) {
     return true;
 }
@@ -45,8 +47,9 @@ static void no_ce_whole(ops *o, float *row_max, float *sums, float *picked, tens
                         const int32_t *targets, float scale) {}
 static void no_sum_squares(ops *o, double *out, const float *x, int64_t count) {}
 static void no_cast(ops *o, void *out, const float *x, int64_t count) {}
+static void no_adamw_begin(ops *o, adamw_update *u, adamw_args args) {}
 static void no_adamw(ops *o, float *weight, float *m, float *v, const float *gradient, void *copy, int64_t count,
-                     adamw_args args) {}
+                     float weight_decay, const adamw_update *u) {}
 
 void ops_count(ops *out, dtype activation, int64_t logit_elements) {
     *out = (ops){
@@ -60,7 +63,10 @@ void ops_count(ops *out, dtype activation, int64_t logit_elements) {
         .zero = no_zero,
         .upload = no_upload,
         .download = no_download,
+        .fetch = no_download,
         .sync = no_sync,
+        .mark = no_mark,
+        .mark_wait = no_mark_wait,
         .offload_open = no_offload_open,
         .host_alloc = no_alloc,
         .host_release = no_release,
@@ -86,6 +92,7 @@ void ops_count(ops *out, dtype activation, int64_t logit_elements) {
         .add = no_three,
         .copy = no_two,
         .sum_squares = no_sum_squares,
+        .adamw_begin = no_adamw_begin,
         .adamw = no_adamw,
         .cast = no_cast,
     };

@@ -87,7 +87,7 @@ static void train_steps(run *r, double losses[STEPS]) {
         draw_tokens(target, 1); /* can be learned */
         losses[step - 1] = train_pass(r, input, target);
         optimizer_norm(&r->model);
-        optimizer_update(&r->model, &r->config, step, 1e-3);
+        optimizer_update(&r->model, &r->config, 1e-3);
     }
     check_status(model_status(&r->model), STATUS_OK);
 }
@@ -160,8 +160,8 @@ static void check_named(run *r, const char *want) {
     comm_group all;
     check_status(comm_over_mpi(&all, MPI_COMM_WORLD), STATUS_OK);
     model_reduce_loss(&r->model);
-    model_take_loss(&r->model);
-    check_status(agreement_who(&all, !model_own_share_finite(&r->model), who, sizeof who), STATUS_OK);
+    model_report_start(&r->model, 1);
+    check_status(agreement_who(&all, !model_report_take(&r->model, 1).own_is_finite, who, sizeof who), STATUS_OK);
     assert_string_equal(who, want);
     comm_close(&all);
 }
@@ -172,7 +172,7 @@ static void check_loss_named(run *r) {
     int tp = r->tp.size, sick = world_size() / tp - 1;
     const double bad = INFINITY;
     check_named(r, "no rank");
-    if (r->dp.rank == sick) r->ops.upload(&r->ops, r->model.loss + sick, &bad, sizeof bad);
+    if (r->dp.rank == sick) r->ops.upload(&r->ops, r->model.figures + sick, &bad, sizeof bad);
     snprintf(want, sizeof want,
              tp == 1   ? "rank %d"
              : tp == 2 ? "ranks %d, %d"
@@ -201,10 +201,10 @@ static void check_nan(const char *const *settings, int count, int tp) {
         model_train(&r.model, tokens, tokens, 1, false, true);
         optimizer_reduce(&r.model);
         float *before = gathered(&r, MASTER);
-        assert_true(isnan(optimizer_norm(&r.model)));
+        assert_true(isnan(gradient_norm(&r.model)));
         snprintf(who, sizeof who, "rank %d", sick);
         check_named(&r, who);
-        optimizer_update(&r.model, &r.config, 1, 1e-3);
+        optimizer_update(&r.model, &r.config, 1e-3);
         float *after = gathered(&r, MASTER);
         assert_memory_equal(before, after, (size_t)params_total(p) * sizeof *before);
         check_copies(&r);
@@ -334,8 +334,8 @@ static void cast_bf16(ops *o, void *out, const float *x, int64_t count) {
 }
 
 static void adamw_bf16(ops *o, float *weight, float *m, float *v, const float *gradient, void *copy, int64_t count,
-                       adamw_args args) {
-    cpu.adamw(o, weight, m, v, gradient, NULL, count, args);
+                       float weight_decay, const adamw_update *u) {
+    cpu.adamw(o, weight, m, v, gradient, NULL, count, weight_decay, u);
     if (copy) cast_bf16(o, copy, weight, count);
 }
 
@@ -350,10 +350,12 @@ enum { BF16_SPECS = sizeof bf16_specs / sizeof *bf16_specs, BF16_BYTES = 1 << 17
 
 /* A model of those parameters and nothing else, updated once; gradients are a function of name and element. */
 static void update_bf16(model *m, ops *o, comm_group *tp, comm_group *dp, arena *memory) {
-    static double norm_sq = 1;
+    static double figures[] = {0, 0, 0, 1}; /* losses of two ranks at most, squared norms */
+    static adamw_update update;
     config c;
     load_config(&c, NULL, 0);
-    *m = (model){.ops = o, .tp = tp, .dp = dp, .norm_sq = &norm_sq};
+    *m = (model){.ops = o, .tp = tp, .dp = dp, .figures = figures + 2 - dp->size, .update = &update};
+    update.count = 0;
     for (int i = 0; i < BF16_SPECS; i++) check_status(params_add(&m->params, "", &bf16_specs[i]), STATUS_OK);
     check_status(params_layout(&m->params, 0, 1, dp->rank, dp->size), STATUS_OK);
     *memory = (arena){.size_bytes = BF16_BYTES, .base = o->alloc(o, BF16_BYTES)};
@@ -364,7 +366,7 @@ static void update_bf16(model *m, ops *o, comm_group *tp, comm_group *dp, arena 
         const param *q = &m->params.list[i];
         rng_normal(tensor_f32(params_gradient(&m->params, i)), 8, rng_stream(q->name), 0, q->rows * q->cols, 1);
     }
-    optimizer_update(m, &c, 1, 0.1);
+    optimizer_update(m, &c, 0.1);
     check_status(comm_status(dp), STATUS_OK);
     config_free(&c);
 }

@@ -30,7 +30,7 @@ static void train_steps(run *r, outcome *out) {
         out->flops = (ops_flops(&r->ops) - before) / PARTS;
         out->gradient[step] = gathered(r, GRADIENT);
         optimizer_norm(m);
-        optimizer_update(m, &r->config, step + 1, 1e-2);
+        optimizer_update(m, &r->config, 1e-2);
         if (step > 0) continue;
         model_evaluate(m, input, target, 1);
         model_reduce_loss(m);

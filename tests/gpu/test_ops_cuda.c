@@ -755,18 +755,29 @@ static void check_adamw(tables *t, int64_t count, int64_t shift, float clip, flo
     matrix v = matrix_at(t, DTYPE_F32, 1, count, count, shift, 1),
            g = matrix_at(t, DTYPE_F32, 1, count, count, shift, 1);
     matrix copy = matrix_at(t, activation(t), 1, count, count, shift, 0);
-    double *norm = t->gpu.alloc(&t->gpu, sizeof *norm);
-    assert_non_null(norm);
+    double *figures = t->gpu.alloc(&t->gpu, 3 * sizeof *figures);
+    adamw_update cpu_update = {0}, *gpu_update = t->gpu.alloc(&t->gpu, sizeof *gpu_update);
+    assert_non_null(figures);
+    assert_non_null(gpu_update);
     for (int64_t i = 0; i < count; i++) v.cpu_block[shift + i] = fabsf(v.cpu_block[shift + i]);
     push(&v);
-    for (int step = 1; step <= 5; step++) {
-        double norm_sq = step == 4 ? NAN : step == 5 ? INFINITY : step == 3 ? 100 : 0.5;
-        t->gpu.upload(&t->gpu, norm, &norm_sq, sizeof norm_sq);
-        adamw_args args = {0.01f, 0.9f, 0.95f, 1e-8f, decay, step, clip, norm};
-        t->gpu.adamw(&t->gpu, w.gpu.data, m.gpu.data, v.gpu.data, g.gpu.data, copy.gpu.data, count, args);
-        args.norm_sq = &norm_sq;
-        t->cpu.adamw(&t->cpu, w.cpu.data, m.cpu.data, v.cpu.data, g.cpu.data, copy.cpu.data, count, args);
+    static const double cases[][3] = {{0.5, 2, 3},        {0.5, NAN, 3},    {100, 2, 3}, {NAN, 2, 3},
+                                      {0.5, 2, INFINITY}, {INFINITY, 2, 3}, {0.5, 2, 3}};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        adamw_args args = {0.01f, 0.9f, 0.95f, 1e-8f, clip, figures, figures + 1, 2};
+        t->gpu.upload(&t->gpu, figures, cases[i], sizeof cases[i]);
+        t->gpu.adamw_begin(&t->gpu, gpu_update, args);
+        t->gpu.adamw(&t->gpu, w.gpu.data, m.gpu.data, v.gpu.data, g.gpu.data, copy.gpu.data, count, decay, gpu_update);
+        args.norm_sq = cases[i];
+        args.losses = cases[i] + 1;
+        t->cpu.adamw_begin(&t->cpu, &cpu_update, args);
+        t->cpu.adamw(&t->cpu, w.cpu.data, m.cpu.data, v.cpu.data, g.cpu.data, copy.cpu.data, count, decay, &cpu_update);
     }
+    adamw_update got;
+    t->gpu.download(&t->gpu, &got, gpu_update, sizeof got);
+    assert_int_equal(got.count, 3);
+    assert_int_equal(cpu_update.count, 3);
+    t->gpu.release(&t->gpu, gpu_update);
     check_same(&w, "adamw weight");
     check_same(&m, "adamw m");
     check_same(&v, "adamw v");
@@ -777,7 +788,7 @@ static void check_adamw(tables *t, int64_t count, int64_t shift, float clip, flo
     check_same(&copy, "cast"); /* and the bits that adamw wrote */
     matrix *all[] = {&w, &m, &v, &g, &copy};
     for (int i = 0; i < 5; i++) matrix_free(all[i]);
-    t->gpu.release(&t->gpu, norm);
+    t->gpu.release(&t->gpu, figures);
 }
 
 static void test_adamw_and_cast(void **state) {

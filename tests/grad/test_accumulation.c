@@ -48,7 +48,7 @@ static outcome one_step(const char *variant, int64_t micro) {
     optimizer_norm(&m);
     outcome r = {.loss = model_take_loss(&m) / (GLOBAL_BATCH * CONTEXT), .count = params_total(&m.params)};
     r.gradient = flat_to_host(&o, m.params.gradient, r.count);
-    optimizer_update(&m, &c, 1, 1e-3);
+    optimizer_update(&m, &c, 1e-3);
     r.moment = flat_to_host(&o, m.params.moment1, r.count);
     check_status(model_status(&m), STATUS_OK);
     model_free(&m);

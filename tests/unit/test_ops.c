@@ -616,13 +616,17 @@ static void check_adamw(float clip, float decay, int threads) {
     inputs_normal(s->w, ADAM_COUNT, 1);
     for (int i = 0; i < ADAM_COUNT; i++) w[i] = s->w[i];
     ops o = table(threads);
+    adamw_update u = {0};
+    const double losses[] = {3, 4};
     for (int step = 1; step <= 5; step++) {
         inputs_normal(g, ADAM_COUNT, step == 3 ? 10 : 1e-2); /* with clipping on, step 3 alone is clipped */
         g[0] = 0;                                            /* 0 / (0 + eps) */
         double norm_sq = 0;
         for (int i = 0; i < ADAM_COUNT; i++) norm_sq += (double)g[i] * g[i];
-        adamw_args args = {0.01f, 0.9f, 0.95f, 1e-8f, decay, step, clip, &norm_sq};
-        o.adamw(&o, s->w, s->m, s->v, g, NULL, ADAM_COUNT, args);
+        adamw_args args = {0.01f, 0.9f, 0.95f, 1e-8f, clip, &norm_sq, losses, 2};
+        o.adamw_begin(&o, &u, args);
+        assert_int_equal(u.count, step);
+        o.adamw(&o, s->w, s->m, s->v, g, NULL, ADAM_COUNT, decay, &u);
         double scale = clip > 0 ? fmin(1, clip / sqrt(norm_sq)) : 1, b1 = args.beta1, b2 = args.beta2, lr = args.lr;
         for (int i = 0; i < ADAM_COUNT; i++) {
             m[i] = b1 * m[i] + (1 - b1) * scale * g[i];
@@ -647,7 +651,8 @@ static void test_adamw(void **state) {
     }
 }
 
-static void test_adamw_leaves_everything_when_the_norm_is_not_finite(void **state) {
+/* The update is left out, and not counted, where the norm or one of the losses is not finite. */
+static void test_adamw_leaves_everything_when_something_is_not_finite(void **state) {
     adam_state s, before;
     float g[ADAM_COUNT];
     inputs_normal(s.w, ADAM_COUNT, 1);
@@ -656,16 +661,16 @@ static void test_adamw_leaves_everything_when_the_norm_is_not_finite(void **stat
     for (int i = 0; i < ADAM_COUNT; i++) s.v[i] = s.m[i] * s.m[i];
     before = s;
     ops o = table(2);
-    static const double norms[] = {NAN, INFINITY};
-    for (int i = 0; i < 2; i++) {
-        adamw_args args = {0.01f, 0.9f, 0.95f, 1e-8f, 0.1f, 1, 1, &norms[i]};
-        o.adamw(&o, s.w, s.m, s.v, g, NULL, ADAM_COUNT, args);
-        assert_memory_equal(&s, &before, sizeof s);
-    }
-    static const double fine = 1;
+    static const double cases[][3] = {{NAN, 1, 1}, {INFINITY, 1, 1}, {1, NAN, 1}, {1, 1, INFINITY}, {1, 1, 1}};
+    adamw_update u = {.count = 7};
     float copy[ADAM_COUNT], cast[ADAM_COUNT];
-    o.adamw(&o, s.w, s.m, s.v, g, copy, ADAM_COUNT, (adamw_args){0.01f, 0.9f, 0.95f, 1e-8f, 0.1f, 1, 1, &fine});
-    assert_memory_not_equal(&s, &before, sizeof s);
+    for (int i = 0; i < 5; i++) {
+        bool fine = i == 4;
+        o.adamw_begin(&o, &u, (adamw_args){0.01f, 0.9f, 0.95f, 1e-8f, 1, &cases[i][0], &cases[i][1], 2});
+        o.adamw(&o, s.w, s.m, s.v, g, fine ? copy : NULL, ADAM_COUNT, 0.1f, &u);
+        assert_int_equal(memcmp(&s, &before, sizeof s) != 0, fine);
+        assert_int_equal(u.count, fine ? 8 : 7);
+    }
     assert_memory_equal(copy, s.w, sizeof copy);
     o.cast(&o, cast, s.w, ADAM_COUNT);
     assert_memory_equal(cast, s.w, sizeof cast);
@@ -720,6 +725,6 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup(test_add_and_copy, inputs_start),
     cmocka_unit_test_setup(test_sum_squares, inputs_start),
     cmocka_unit_test_setup(test_adamw, inputs_start),
-    cmocka_unit_test_setup(test_adamw_leaves_everything_when_the_norm_is_not_finite, inputs_start),
+    cmocka_unit_test_setup(test_adamw_leaves_everything_when_something_is_not_finite, inputs_start),
 };
 TEST_MAIN(tests)

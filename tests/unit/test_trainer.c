@@ -273,7 +273,7 @@ static void check_data_parallel_bytes(const char *data, const char *zero, bool c
     optimizer_reduce(&m);
     model_reduce_loss(&m);
     optimizer_norm(&m);
-    optimizer_update(&m, &c, 1, 1e-3);
+    optimizer_update(&m, &c, 1e-3);
     assert_int_equal(counter.bytes, p.dp_step_bytes + 8 * c.parallel.data + (cut ? 8 : 0));
     model_free(&m);
     config_free(&c);

@@ -67,6 +67,7 @@ static void cpu_mark(ops *o, ops_mark *m, const char *name) {
 static double cpu_mark_span_s(ops *o, const ops_mark *from, const ops_mark *to) {
     return to->s - from->s;
 }
+static void cpu_mark_wait(ops *o, const ops_mark *m) {}
 static void cpu_mark_release(ops *o, ops_mark *m) {}
 
 /* ---------------------------------------------------------------- products */
@@ -328,20 +329,33 @@ static void cpu_cast(ops *o, void *out, const float *x, int64_t count) {
     memcpy(out, x, (size_t)count * sizeof *x);
 }
 
-static void cpu_adamw(ops *o, float *weight, float *m, float *v, const float *gradient, void *copy, int64_t count,
-                      adamw_args args) {
+static void cpu_adamw_begin(ops *o, adamw_update *u, adamw_args args) {
     double norm = sqrt(*args.norm_sq);
-    if (!isfinite(norm)) return;
-    float scale = args.clip > 0 && norm > args.clip ? (float)(args.clip / norm) : 1.0f;
-    float correct1 = (float)(1.0 / (1.0 - pow(args.beta1, (double)args.step)));
-    float correct2 = (float)(1.0 / (1.0 - pow(args.beta2, (double)args.step)));
-    float keep = 1.0f - args.lr * args.weight_decay;
+    bool finite = isfinite(norm);
+    for (int64_t i = 0; i < args.loss_count; i++) finite = finite && isfinite(args.losses[i]);
+    u->is_left_out = !finite;
+    if (!finite) return;
+    u->count++;
+    u->lr = args.lr;
+    u->beta1 = args.beta1;
+    u->beta2 = args.beta2;
+    u->eps = args.eps;
+    u->scale = args.clip > 0 && norm > args.clip ? (float)(args.clip / norm) : 1.0f;
+    u->correct1 = (float)(1.0 / (1.0 - pow(args.beta1, (double)u->count)));
+    u->correct2 = (float)(1.0 / (1.0 - pow(args.beta2, (double)u->count)));
+}
+
+static void cpu_adamw(ops *o, float *weight, float *m, float *v, const float *gradient, void *copy, int64_t count,
+                      float weight_decay, const adamw_update *update) {
+    const adamw_update u = *update; /* nothing that is written can be it */
+    if (u.is_left_out) return;
+    float keep = 1.0f - u.lr * weight_decay;
 #pragma omp parallel for simd schedule(static)
     for (int64_t i = 0; i < count; i++) {
-        float g = gradient[i] * scale;
-        m[i] = args.beta1 * m[i] + (1.0f - args.beta1) * g;
-        v[i] = args.beta2 * v[i] + (1.0f - args.beta2) * g * g;
-        weight[i] = keep * weight[i] - args.lr * (m[i] * correct1) / (sqrtf(v[i] * correct2) + args.eps);
+        float g = gradient[i] * u.scale;
+        m[i] = u.beta1 * m[i] + (1.0f - u.beta1) * g;
+        v[i] = u.beta2 * v[i] + (1.0f - u.beta2) * g * g;
+        weight[i] = keep * weight[i] - u.lr * (m[i] * u.correct1) / (sqrtf(v[i] * u.correct2) + u.eps);
     }
     if (copy) cpu_cast(o, copy, weight, count);
 }
@@ -366,6 +380,7 @@ status ops_cpu(ops *out, int threads) {
         .zero = cpu_zero,
         .upload = cpu_upload,
         .download = cpu_download,
+        .fetch = cpu_download,
         .sync = cpu_sync,
         .offload_open = cpu_offload_open,
         .host_alloc = cpu_alloc,
@@ -376,6 +391,7 @@ status ops_cpu(ops *out, int threads) {
         .save_fence = cpu_save_fence,
         .save_wait = cpu_save_wait,
         .mark = cpu_mark,
+        .mark_wait = cpu_mark_wait,
         .mark_span_s = cpu_mark_span_s,
         .mark_release = cpu_mark_release,
         .matmul = cpu_matmul,
@@ -395,6 +411,7 @@ status ops_cpu(ops *out, int threads) {
         .add = cpu_add,
         .copy = cpu_copy,
         .sum_squares = cpu_sum_squares,
+        .adamw_begin = cpu_adamw_begin,
         .adamw = cpu_adamw,
         .cast = cpu_cast,
     };

@@ -44,8 +44,9 @@ cudaError_t launch_ce_whole(float *row_max, float *sums, float *picked, tensor l
 /* optimizer.cu; copy and out are of the given type */
 enum { SUM_SQUARES_SCRATCH_BYTES = 8192 };
 cudaError_t launch_sum_squares(double *out, const float *x, int64_t count, void *scratch, cudaStream_t stream);
+cudaError_t launch_adamw_begin(adamw_update *u, adamw_args args, cudaStream_t stream);
 cudaError_t launch_adamw(float *weight, float *m, float *v, const float *gradient, void *copy, dtype type,
-                         int64_t count, adamw_args args, cudaStream_t stream);
+                         int64_t count, float weight_decay, const adamw_update *u, cudaStream_t stream);
 cudaError_t launch_cast(void *out, dtype type, const float *x, int64_t count, cudaStream_t stream);
 
 #ifdef __cplusplus

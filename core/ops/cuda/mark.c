@@ -27,6 +27,10 @@ void cuda_mark(ops *o, ops_mark *m, const char *name) {
     c->ranged = name != NULL;
 }
 
+void cuda_mark_wait(ops *o, const ops_mark *m) {
+    if (m->event) cuda_check(o, cudaEventSynchronize(m->event), "waiting for a mark");
+}
+
 double cuda_mark_span_s(ops *o, const ops_mark *from, const ops_mark *to) {
     float ms = 0;
     if (cuda_check(o, cudaEventSynchronize(to->event), "waiting for a mark"))

@@ -64,8 +64,12 @@ static size_t table_used_bytes(ops *o) {
     return left < cuda_of(o)->free_bytes ? cuda_of(o)->free_bytes - left : 0;
 }
 
-static void table_download(ops *o, void *host, const void *device, size_t bytes) {
+static void table_fetch(ops *o, void *host, const void *device, size_t bytes) {
     cuda_check(o, cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, cuda_of(o)->stream), "download");
+}
+
+static void table_download(ops *o, void *host, const void *device, size_t bytes) {
+    table_fetch(o, host, device, bytes);
     table_sync(o);
 }
 
@@ -150,9 +154,14 @@ static void table_sum_squares(ops *o, double *out, const float *x, int64_t count
     cuda_check(o, launch_sum_squares(out, x, count, c->scratch, c->stream), "sum_squares");
 }
 
+static void table_adamw_begin(ops *o, adamw_update *u, adamw_args args) {
+    cuda_check(o, launch_adamw_begin(u, args, cuda_of(o)->stream), "adamw_begin");
+}
+
 static void table_adamw(ops *o, float *weight, float *m, float *v, const float *gradient, void *copy, int64_t count,
-                        adamw_args args) {
-    cuda_check(o, launch_adamw(weight, m, v, gradient, copy, o->activation, count, args, cuda_of(o)->stream), "adamw");
+                        float weight_decay, const adamw_update *u) {
+    cuda_check(o, launch_adamw(weight, m, v, gradient, copy, o->activation, count, weight_decay, u, cuda_of(o)->stream),
+               "adamw");
 }
 
 static void table_cast(ops *o, void *out, const float *x, int64_t count) {
@@ -163,6 +172,7 @@ static void table_cast(ops *o, void *out, const float *x, int64_t count) {
 
 static const ops TABLE = {
     .name = "cuda",
+    .queues = true,
     .alloc = table_alloc,
     .release = table_release,
     .alloc_shared = table_alloc,
@@ -170,6 +180,7 @@ static const ops TABLE = {
     .zero = table_zero,
     .upload = table_upload,
     .download = table_download,
+    .fetch = table_fetch,
     .sync = table_sync,
     .used_bytes = table_used_bytes,
     .offload_open = cuda_offload_open,
@@ -181,6 +192,7 @@ static const ops TABLE = {
     .save_fence = cuda_save_fence,
     .save_wait = cuda_save_wait,
     .mark = cuda_mark,
+    .mark_wait = cuda_mark_wait,
     .mark_span_s = cuda_mark_span_s,
     .mark_release = cuda_mark_release,
     .matmul = cuda_matmul,
@@ -200,6 +212,7 @@ static const ops TABLE = {
     .add = table_add,
     .copy = table_copy,
     .sum_squares = table_sum_squares,
+    .adamw_begin = table_adamw_begin,
     .adamw = table_adamw,
     .cast = table_cast,
 };

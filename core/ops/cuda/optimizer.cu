@@ -33,18 +33,29 @@ static __global__ void __launch_bounds__(SUM_BLOCKS) finish_sum(double *out, con
     if (threadIdx.x == 0) *out += total;
 }
 
-/* What adamw_args says, with the bias corrections worked out. */
-typedef struct adamw_step {
-    float lr, beta1, beta2, eps, keep, correct1, correct2, clip;
-    const double *norm_sq;
-} adamw_step;
+static __global__ void adamw_begin(adamw_update *u, adamw_args args) {
+    double norm = sqrt(*args.norm_sq);
+    bool finite = isfinite(norm);
+    for (int64_t i = 0; i < args.loss_count; i++) finite = finite && isfinite(args.losses[i]);
+    u->is_left_out = !finite;
+    if (!finite) return;
+    double updates = (double)++u->count;
+    u->lr = args.lr;
+    u->beta1 = args.beta1;
+    u->beta2 = args.beta2;
+    u->eps = args.eps;
+    u->scale = args.clip > 0 && norm > args.clip ? (float)(args.clip / norm) : 1.0f;
+    u->correct1 = (float)(1.0 / (1.0 - pow((double)args.beta1, updates)));
+    u->correct2 = (float)(1.0 / (1.0 - pow((double)args.beta2, updates)));
+}
 
 template <typename T, int W>
 static __global__ void __launch_bounds__(FLAT_THREADS)
-    adamw(float *weight, float *m, float *v, const float *gradient, T *copy, int64_t count, adamw_step step) {
-    double norm = sqrt(*step.norm_sq);
-    if (!isfinite(norm)) return;
-    float scale = step.clip > 0 && norm > step.clip ? (float)(step.clip / norm) : 1.0f;
+    adamw(float *weight, float *m, float *v, const float *gradient, T *copy, int64_t count, float weight_decay,
+          const adamw_update *update) {
+    const adamw_update step = *update;
+    if (step.is_left_out) return;
+    float keep = 1.0f - step.lr * weight_decay;
     int64_t i = ((int64_t)blockIdx.x * FLAT_THREADS + threadIdx.x) * W;
     if (i >= count) return;
     float w[W], a[W], b[W], g[W];
@@ -54,10 +65,10 @@ static __global__ void __launch_bounds__(FLAT_THREADS)
     load(g, gradient + i);
 #pragma unroll
     for (int k = 0; k < W; k++) {
-        float d = g[k] * scale;
+        float d = g[k] * step.scale;
         a[k] = step.beta1 * a[k] + (1.0f - step.beta1) * d;
         b[k] = step.beta2 * b[k] + (1.0f - step.beta2) * d * d;
-        w[k] = step.keep * w[k] - step.lr * (a[k] * step.correct1) / (sqrtf(b[k] * step.correct2) + step.eps);
+        w[k] = keep * w[k] - step.lr * (a[k] * step.correct1) / (sqrtf(b[k] * step.correct2) + step.eps);
     }
     store(weight + i, w);
     store(m + i, a);
@@ -103,24 +114,19 @@ extern "C" cudaError_t launch_sum_squares(double *out, const float *x, int64_t c
     return cudaGetLastError();
 }
 
+extern "C" cudaError_t launch_adamw_begin(adamw_update *u, adamw_args args, cudaStream_t stream) {
+    adamw_begin<<<1, 1, 0, stream>>>(u, args);
+    return cudaGetLastError();
+}
+
 extern "C" cudaError_t launch_adamw(float *weight, float *m, float *v, const float *gradient, void *copy, dtype type,
-                                    int64_t count, adamw_args args, cudaStream_t stream) {
-    adamw_step step = {};
-    step.lr = args.lr;
-    step.beta1 = args.beta1;
-    step.beta2 = args.beta2;
-    step.eps = args.eps;
-    step.keep = 1.0f - args.lr * args.weight_decay;
-    step.correct1 = (float)(1.0 / (1.0 - pow((double)args.beta1, (double)args.step)));
-    step.correct2 = (float)(1.0 / (1.0 - pow((double)args.beta2, (double)args.step)));
-    step.clip = args.clip;
-    step.norm_sq = args.norm_sq;
+                                    int64_t count, float weight_decay, const adamw_update *u, cudaStream_t stream) {
     bool is_wide = wide_pointer(weight) && wide_pointer(m) && wide_pointer(v) && wide_pointer(gradient) &&
                    (uintptr_t)copy % (FLAT * dtype_bytes(type)) == 0;
     return flat(type, count, is_wide, [&](auto t, auto w, int64_t begin, int64_t n, unsigned blocks) {
         using T = decltype(t);
         adamw<T, w.value><<<blocks, FLAT_THREADS, 0, stream>>>(weight + begin, m + begin, v + begin, gradient + begin,
-                                                               copy ? (T *)copy + begin : NULL, n, step);
+                                                               copy ? (T *)copy + begin : NULL, n, weight_decay, u);
     });
 }
 
