@@ -80,26 +80,27 @@ static void project_q(attn_env *env, const attn_weights *w, attn_saved *saved, t
     attn_rotate_tail(env, saved->slot[Q], d->heads_local, false);
 }
 
-/* Starts on k_r, which comm_finish completes. */
-static void start_rotary_key(attn_env *env, int layer, const attn_weights *w, attn_saved *saved, tensor x) {
+/* Starts on k_r; returns its ticket. */
+static comm_ticket start_rotary_key(attn_env *env, int layer, const attn_weights *w, attn_saved *saved, tensor x) {
     tensor k_rope = saved->slot[K_ROPE];
     int owner = layer % env->tp->size;
     if (env->tp->rank == owner) {
         ops_linear(env->ops, k_rope, x, w->weight[W_KR], false);
         attn_rotate_tail(env, k_rope, 1, false);
     }
-    comm_broadcast_start(env->tp, k_rope.data, k_rope.rows * k_rope.cols, k_rope.type, owner, "rotary key", layer);
+    return comm_broadcast_start(env->tp, k_rope.data, k_rope.rows * k_rope.cols, k_rope.type, owner, "rotary key",
+                                layer);
 }
 
 static void forward(attn_env *env, int layer, const attn_weights *w, attn_saved *saved, tensor x, const tensor *out,
                     bool again, arena *scratch) {
     const attn_dims *d = &env->dims;
-    if (!again) start_rotary_key(env, layer, w, saved, x);
+    comm_ticket rotary_key = again ? 0 : start_rotary_key(env, layer, w, saved, x);
     project_q(env, w, saved, x);
     ops_linear(env->ops, saved->slot[C], x, w->weight[W_DKV], false);
     attn_latent_forward(env, saved->slot[C_NORMED], saved->vector[RSTD], saved->slot[C], w->weight[g_kv(d)]);
     ops_linear(env->ops, saved->slot[KV], saved->slot[C_NORMED], w->weight[W_UKV], false);
-    if (!again) comm_finish(env->tp);
+    comm_wait(env->tp, rotary_key);
 
     attn_core_args args = core_args(env, saved);
     attn_finish(env, &args, w->weight[W_O], out, again, scratch);

@@ -71,38 +71,49 @@ void comm_all_reduce(comm_group *g, void *data, int64_t count, dtype type, comm_
     leave(g, before);
 }
 
-void comm_broadcast_start(comm_group *g, void *data, int64_t count, dtype type, int root, const char *place,
-                          int layer) {
+/* The same for one that is started, which gets the next ticket. */
+static profile_phase enter_start(comm_group *g, int64_t count, dtype type) {
+    g->given++;
+    return enter(g, PROFILE_WAIT, count, type);
+}
+
+comm_ticket comm_broadcast_start(comm_group *g, void *data, int64_t count, dtype type, int root, const char *place,
+                                 int layer) {
     static const char operation[] = "broadcast";
-    if (!begin(g, operation, count, place, layer)) return;
+    if (!begin(g, operation, count, place, layer)) return g->given;
     if (root < 0 || root >= g->size) {
         comm_group_fail(g, operation, "its root is not a rank of the group");
     } else if (count > 0) {
-        profile_phase before = enter(g, PROFILE_WAIT, count, type);
+        profile_phase before = enter_start(g, count, type);
         g->backend->broadcast_start(g, data, count, type, root);
         leave(g, before);
     }
+    return g->given;
 }
 
-void comm_sum_start(comm_group *g, void *data, int64_t count, dtype type, const char *place, int layer) {
-    if (!begin_sum(g, "all-reduce", count, type, place, layer)) return;
-    profile_phase before = enter(g, PROFILE_WAIT, count, type);
+comm_ticket comm_sum_start(comm_group *g, void *data, int64_t count, dtype type, const char *place, int layer) {
+    if (!begin_sum(g, "all-reduce", count, type, place, layer)) return g->given;
+    profile_phase before = enter_start(g, count, type);
     g->backend->sum_start(g, data, count, type);
     leave(g, before);
+    return g->given;
 }
 
-void comm_reduce_scatter_start(comm_group *g, void *data, int64_t piece, dtype type, const char *place, int layer) {
-    if (!begin_sum(g, "reduce-scatter", piece, type, place, layer)) return;
-    profile_phase before = enter(g, PROFILE_WAIT, piece * g->size, type);
+comm_ticket comm_reduce_scatter_start(comm_group *g, void *data, int64_t piece, dtype type, const char *place,
+                                      int layer) {
+    if (!begin_sum(g, "reduce-scatter", piece, type, place, layer)) return g->given;
+    profile_phase before = enter_start(g, piece * g->size, type);
     g->backend->reduce_scatter_start(g, data, piece, type);
     leave(g, before);
+    return g->given;
 }
 
-void comm_all_gather_start(comm_group *g, void *data, int64_t piece, dtype type, const char *place, int layer) {
-    if (!begin(g, "all-gather", piece, place, layer) || piece == 0) return;
-    profile_phase before = enter(g, PROFILE_WAIT, piece * g->size, type);
+comm_ticket comm_all_gather_start(comm_group *g, void *data, int64_t piece, dtype type, const char *place, int layer) {
+    if (!begin(g, "all-gather", piece, place, layer) || piece == 0) return g->given;
+    profile_phase before = enter_start(g, piece * g->size, type);
     g->backend->all_gather_start(g, data, piece, type);
     leave(g, before);
+    return g->given;
 }
 
 void comm_progress(comm_group *g) {
@@ -112,10 +123,11 @@ void comm_progress(comm_group *g) {
     leave(g, before);
 }
 
-void comm_finish(comm_group *g) {
-    if (g->first_error != STATUS_OK) return;
+void comm_wait(comm_group *g, comm_ticket last) {
+    if (g->first_error != STATUS_OK || last <= g->complete) return;
     profile_phase before = profile_enter(g->profile, PROFILE_WAIT);
-    g->backend->finish(g);
+    g->backend->wait(g, last);
+    g->complete = last;
     leave(g, before);
 }
 

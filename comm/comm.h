@@ -15,6 +15,9 @@ typedef enum comm_op { COMM_SUM, COMM_MAX } comm_op;
 
 typedef struct comm_group comm_group;
 
+/* A place in the order in which a group has started collectives: behind the one that returned it. */
+typedef uint64_t comm_ticket;
+
 /* A rank that waits longer than this for its peers in one collective, or in making a group, has lost one of them: they
  * differ by milliseconds. The job must end within a minute. Those whose turn is later (comm_roles) wait a little
  * longer: the end of the job, which takes a second, comes before their words. */
@@ -32,12 +35,12 @@ typedef struct comm_pending {
 typedef struct comm_backend {
     const char *name;
     void (*all_reduce)(comm_group *g, void *data, int64_t count, dtype type, comm_op op);
-    /* Those that are started; finish completes all of them. */
+    /* Those that are started, each with the ticket that the group gave last; wait completes all up to that one. */
     void (*broadcast_start)(comm_group *g, void *data, int64_t count, dtype type, int root);
     void (*sum_start)(comm_group *g, void *data, int64_t count, dtype type);
     void (*reduce_scatter_start)(comm_group *g, void *data, int64_t piece, dtype type);
     void (*all_gather_start)(comm_group *g, void *data, int64_t piece, dtype type);
-    void (*finish)(comm_group *g);
+    void (*wait)(comm_group *g, comm_ticket last);
     void (*progress)(comm_group *g); /* NULL where what is started moves by itself */
     void (*close)(comm_group *g);
     /* Seconds since the last call, and while somebody looked, in which what was started was under way; NULL: never. */
@@ -55,7 +58,8 @@ struct comm_group {
     int rank, size;
     MPI_Comm mpi; /* MPI_COMM_NULL for self */
     status first_error;
-    uint64_t sequence; /* collectives begun so far */
+    uint64_t sequence;           /* collectives begun so far */
+    comm_ticket given, complete; /* of what was started; all up to there is known to be complete */
     uint64_t waits; /* odd while this rank is inside a collective that needs the others: what the watchdog looks at */
     /* The collective that began last or, while started ones are finished, the one that is waited for: its number, and
      * its layer (-1: none). What messages name. */
@@ -86,7 +90,7 @@ void comm_register(comm_group *g, void *data, size_t bytes);
  * NCCL. */
 void comm_nccl_versions(int *built, int *found);
 
-/* Frees what the group holds; it may be closed twice. */
+/* Completes what is started, unless the group has failed, and frees what it holds; it may be closed twice. */
 void comm_close(comm_group *g);
 
 static inline status comm_status(const comm_group *g) {
@@ -97,26 +101,33 @@ static inline status comm_status(const comm_group *g) {
 void comm_all_reduce(comm_group *g, void *data, int64_t count, dtype type, comm_op op, const char *place, int layer);
 
 /* Collectives that are started work on while their rank goes on with what does not need them, several at a time. Every
- * rank of the group starts them in the same order. Their data may not be touched, and is not complete, before
- * comm_finish; blocking collectives of the group may come in between. */
+ * rank of the group starts them in the same order. Their data may not be touched, and is not complete, before comm_wait
+ * with their ticket or a later one; blocking collectives of the group may come in between. */
 
 /* From root to all. */
-void comm_broadcast_start(comm_group *g, void *data, int64_t count, dtype type, int root, const char *place, int layer);
+comm_ticket comm_broadcast_start(comm_group *g, void *data, int64_t count, dtype type, int root, const char *place,
+                                 int layer);
 
 /* The sum, on all ranks, in place over count elements. */
-void comm_sum_start(comm_group *g, void *data, int64_t count, dtype type, const char *place, int layer);
+comm_ticket comm_sum_start(comm_group *g, void *data, int64_t count, dtype type, const char *place, int layer);
 
 /* data [size, piece] in place: rank r ends with the sum in piece r; what it has in the others is undefined. */
-void comm_reduce_scatter_start(comm_group *g, void *data, int64_t piece, dtype type, const char *place, int layer);
+comm_ticket comm_reduce_scatter_start(comm_group *g, void *data, int64_t piece, dtype type, const char *place,
+                                      int layer);
 
 /* data [size, piece] in place: piece r comes from rank r. */
-void comm_all_gather_start(comm_group *g, void *data, int64_t piece, dtype type, const char *place, int layer);
+comm_ticket comm_all_gather_start(comm_group *g, void *data, int64_t piece, dtype type, const char *place, int layer);
 
 /* Lets what is started move, where a library moves only inside its own calls: from time to time during other work. */
 void comm_progress(comm_group *g);
 
+/* Completes what was started up to that ticket, which may be one that was waited for before (0 always is). */
+void comm_wait(comm_group *g, comm_ticket last);
+
 /* Completes all that is started. */
-void comm_finish(comm_group *g);
+static inline void comm_finish(comm_group *g) {
+    comm_wait(g, g->given);
+}
 
 /* Seconds, since the last call and while the group's profile looked, in which something that was started was under way:
  * on GPUs by the device's clock, of what it has finished. */

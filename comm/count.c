@@ -20,7 +20,9 @@ static void count_pieces_start(comm_group *g, void *data, int64_t piece, dtype t
     count(g, data, piece * g->size, type);
 }
 
-static void count_nothing(comm_group *g) {}
+static void count_wait(comm_group *g, comm_ticket last) {}
+
+static void count_close(comm_group *g) {}
 
 static const comm_backend backend = {.name = "count",
                                      .bf16_sums = true,
@@ -29,8 +31,8 @@ static const comm_backend backend = {.name = "count",
                                      .sum_start = count,
                                      .reduce_scatter_start = count_pieces_start,
                                      .all_gather_start = count_pieces_start,
-                                     .finish = count_nothing,
-                                     .close = count_nothing};
+                                     .wait = count_wait,
+                                     .close = count_close};
 
 void comm_count(comm_group *out, comm_counter *counter, int rank, int size) {
     comm_self(out);

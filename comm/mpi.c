@@ -12,6 +12,7 @@
 #include <pthread.h>
 #include <stdbool.h>
 #include <stdlib.h>
+#include <string.h>
 
 static const char *error_text(int code, char text[MPI_MAX_ERROR_STRING]) {
     int length = 0;
@@ -94,7 +95,8 @@ typedef struct room {
 typedef struct part {
     MPI_Request request;
     comm_pending of;
-    void *sum; /* [piece], to which the pieces in the scratch memory are added; NULL: nothing is */
+    comm_ticket ticket; /* of the collective */
+    void *sum;          /* [piece], to which the pieces in the scratch memory are added; NULL: nothing is */
     int64_t piece;
     dtype type;
     int room; /* the scratch memory */
@@ -108,9 +110,17 @@ typedef struct comm_started {
     room *rooms;
 } comm_started;
 
+/* Forgets the parts that are complete. */
+static void drop_done(comm_started *s) {
+    memmove(s->parts, s->parts + s->done, (size_t)(s->count - s->done) * sizeof *s->parts);
+    s->count -= s->done;
+    s->done = 0;
+}
+
 /* One more part of the collective that began last; NULL, with the error kept, where there is no room. */
 static part *new_part(comm_group *g) {
     comm_started *s = g->started;
+    if (s->count == s->capacity && s->done > 0) drop_done(s);
     if (s->count == s->capacity) {
         int capacity = s->capacity ? 2 * s->capacity : 64;
         part *more = realloc(s->parts, (size_t)capacity * sizeof *more);
@@ -122,7 +132,7 @@ static part *new_part(comm_group *g) {
         s->capacity = capacity;
     }
     if (s->done == s->count && profile_looks(g->profile)) s->since_s = clock_now_s();
-    s->parts[s->count] = (part){.request = MPI_REQUEST_NULL, .of = comm_group_begun(g)};
+    s->parts[s->count] = (part){.request = MPI_REQUEST_NULL, .of = comm_group_begun(g), .ticket = g->given};
     return &s->parts[s->count++];
 }
 
@@ -243,10 +253,10 @@ static void progress(comm_group *g) {
     note_end(g);
 }
 
-static void finish(comm_group *g) {
+static void wait_for(comm_group *g, comm_ticket last) {
     comm_started *s = g->started;
     bool under_way = s->done < s->count;
-    for (; s->done < s->count; s->done++) {
+    for (; s->done < s->count && s->parts[s->done].ticket <= last; s->done++) {
         part *p = &s->parts[s->done];
         comm_group_name(g, &p->of);
         comm_group_wait(g);
@@ -255,8 +265,7 @@ static void finish(comm_group *g) {
         if (!arrived) return;
         complete(g, p);
     }
-    s->count = s->done = 0;
-    if (under_way) note_end(g);
+    if (under_way && s->done == s->count) note_end(g);
 }
 
 static double started_s(comm_group *g) {
@@ -266,6 +275,7 @@ static double started_s(comm_group *g) {
 }
 
 static void close_group(comm_group *g) {
+    if (g->started && g->first_error == STATUS_OK) wait_for(g, g->given);
     if (g->mpi != MPI_COMM_NULL) MPI_Comm_free(&g->mpi);
     comm_started *s = g->started;
     for (int i = 0; s && i < s->room_count; i++) free(s->rooms[i].data);
@@ -283,7 +293,7 @@ const comm_backend comm_backend_mpi = {.name = "mpi",
                                        .sum_start = sum_start,
                                        .reduce_scatter_start = reduce_scatter_start,
                                        .all_gather_start = all_gather_start,
-                                       .finish = finish,
+                                       .wait = wait_for,
                                        .progress = progress,
                                        .close = close_group,
                                        .started_s = started_s};

@@ -1,7 +1,7 @@
 /* The NCCL backend: groups of GPUs. A collective is queued on the compute stream, which needs its result next; one that
  * is started runs on the group's side stream, behind what the compute stream had been told before, beside what is
- * queued there until the finish. NCCL itself keeps those of one group in the order of their calls, on whichever stream;
- * groups do not wait for each other.
+ * queued there until its result is waited for. NCCL itself keeps those of one group in the order of their calls, on
+ * whichever stream; groups do not wait for each other.
  *
  * Communicators are nonblocking: every call may answer "in progress" and is polled with a limit, so that a peer that
  * never comes ends in a message and not in a hang. NCCL adds bf16 in a fixed order for a given group and size, so
@@ -25,7 +25,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { POLL_MOST_US = 200, RING = 4096 /* far more than a stream takes before its host waits */ };
+enum { POLL_MOST_US = 200, RING = 4096 /* far more than a stream takes before its host waits */, ENDS = 64 };
 
 /* One that is started, on the side stream. */
 typedef struct timed {
@@ -44,8 +44,9 @@ typedef struct comm_nccl {
     ncclComm_t comm;
     lane compute, side; /* side's stream is ours, for what is started */
     uint32_t *finished; /* [2], of both */
-    cudaEvent_t ready, done;
-    timed *timed; /* what was started while a profile looked, in that order; the capacity has its events */
+    cudaEvent_t ready;
+    cudaEvent_t end[ENDS]; /* [ticket % ENDS], behind what was started; after ENDS more it stands for the later one */
+    timed *timed;          /* what was started while a profile looked, in that order; the capacity has its events */
     int timed_count, timed_capacity;
     void *known; /* NCCL's handle of the registered memory */
     PFN_cuStreamWriteValue32_v11070 write_value;
@@ -171,19 +172,23 @@ static void note_end(comm_group *g) {
     cuda_ok(g, g->operation, cudaEventRecord(n->timed[n->timed_count++].end, n->side.stream));
 }
 
-/* They follow one another on their stream: all are finished when the last one is. */
+/* They follow one another on their stream. */
 static double started_s(comm_group *g) {
     comm_nccl *n = g->nccl;
     double seconds = 0;
-    if (n->timed_count == 0 || cudaEventQuery(n->timed[n->timed_count - 1].end) != cudaSuccess) {
-        cudaGetLastError(); /* "not ready" is not an error of a later launch */
-        return 0;
-    }
-    for (int i = 0; i < n->timed_count; i++) {
+    int finished = 0;
+    for (; finished < n->timed_count && cudaEventQuery(n->timed[finished].end) == cudaSuccess; finished++) {
         float ms = 0;
-        if (cudaEventElapsedTime(&ms, n->timed[i].begin, n->timed[i].end) == cudaSuccess) seconds += 1e-3 * (double)ms;
+        if (cudaEventElapsedTime(&ms, n->timed[finished].begin, n->timed[finished].end) == cudaSuccess)
+            seconds += 1e-3 * (double)ms;
     }
-    n->timed_count = 0;
+    cudaGetLastError(); /* "not ready" is not an error of a later launch */
+    for (int i = finished; i < n->timed_count; i++) {
+        timed moved = n->timed[i - finished];
+        n->timed[i - finished] = n->timed[i];
+        n->timed[i] = moved;
+    }
+    n->timed_count -= finished;
     return seconds;
 }
 
@@ -199,6 +204,7 @@ static void started(comm_group *g, ncclResult_t result) {
     if (!nccl_ok(g, g->operation, result)) return;
     note_end(g);
     mark(g, &g->nccl->side);
+    cuda_ok(g, g->operation, cudaEventRecord(g->nccl->end[g->given % ENDS], g->nccl->side.stream));
 }
 
 static void broadcast_start(comm_group *g, void *data, int64_t count, dtype type, int root) {
@@ -232,10 +238,9 @@ static void all_gather_start(comm_group *g, void *data, int64_t piece, dtype typ
                                  n->side.stream));
 }
 
-static void finish(comm_group *g) {
+static void wait_for(comm_group *g, comm_ticket last) {
     comm_nccl *n = g->nccl;
-    if (cuda_ok(g, g->operation, cudaEventRecord(n->done, n->side.stream)))
-        cuda_ok(g, g->operation, cudaStreamWaitEvent(n->compute.stream, n->done, 0));
+    cuda_ok(g, g->operation, cudaStreamWaitEvent(n->compute.stream, n->end[last % ENDS], 0));
 }
 
 /* ---------------------------------------------------------------- memory */
@@ -274,7 +279,8 @@ static void close_group(comm_group *g) {
         if (settle(n->comm, ncclCommFinalize(n->comm)) == ncclSuccess) ncclCommDestroy(n->comm);
     }
     if (n->ready) cudaEventDestroy(n->ready);
-    if (n->done) cudaEventDestroy(n->done);
+    for (int i = 0; i < ENDS; i++)
+        if (n->end[i]) cudaEventDestroy(n->end[i]);
     for (int i = 0; i < n->timed_capacity; i++) {
         cudaEventDestroy(n->timed[i].begin);
         cudaEventDestroy(n->timed[i].end);
@@ -292,7 +298,7 @@ static const comm_backend backend = {.name = "nccl",
                                      .sum_start = sum_start,
                                      .reduce_scatter_start = reduce_scatter_start,
                                      .all_gather_start = all_gather_start,
-                                     .finish = finish,
+                                     .wait = wait_for,
                                      .close = close_group,
                                      .started_s = started_s,
                                      .know = know,
@@ -310,12 +316,13 @@ static bool make_streams(comm_group *g) {
     void *write_value = NULL;
     if (!cuda_ok(g, making, cudaStreamCreateWithFlags(&n->side.stream, cudaStreamNonBlocking)) ||
         !cuda_ok(g, making, cudaEventCreateWithFlags(&n->ready, cudaEventDisableTiming)) ||
-        !cuda_ok(g, making, cudaEventCreateWithFlags(&n->done, cudaEventDisableTiming)) ||
         !cuda_ok(g, making, cudaHostAlloc((void **)&n->finished, 2 * sizeof *n->finished, cudaHostAllocDefault)) ||
         !cuda_ok(
             g, making,
             cudaGetDriverEntryPointByVersion("cuStreamWriteValue32", &write_value, 11070, cudaEnableDefault, &found)))
         return false;
+    for (int i = 0; i < ENDS; i++)
+        if (!cuda_ok(g, making, cudaEventCreateWithFlags(&n->end[i], cudaEventDisableTiming))) return false;
     n->compute.finished = &n->finished[0];
     n->side.finished = &n->finished[1];
     n->finished[0] = n->finished[1] = 0;

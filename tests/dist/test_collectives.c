@@ -300,6 +300,55 @@ static void gathered_pieces_come_from_their_ranks(void **state) {
     comm_close(&g);
 }
 
+/* Three under way at any time, of each kind in turn, each used as soon as its own ticket was waited for; the last ones
+ * are completed by the end of the group. */
+static void each_is_complete_behind_its_ticket(void **state) {
+    enum { STARTS = 400, UNDER_WAY = 3, PIECE = 700, MOST = 4 * PIECE };
+    static float data[UNDER_WAY][MOST];
+    comm_ticket tickets[UNDER_WAY];
+    comm_group g = open_world();
+    int64_t count = (int64_t)PIECE * g.size;
+    for (int i = 0; i < STARTS + UNDER_WAY; i++) {
+        float *at = data[i % UNDER_WAY];
+        int before = i - UNDER_WAY, theirs = before % 3 == 2 ? before % g.size : 0;
+        if (i == STARTS) comm_close(&g);
+        if (i < STARTS && before >= 0) comm_wait(&g, tickets[i % UNDER_WAY]);
+        for (int r = 0; before >= 0 && r < g.size; r++) {
+            float sum = (float)(g.size * before + g.size * (g.size - 1) / 2);
+            float want = before % 3 == 0 ? (float)(before + r) : before % 3 == 1 ? sum : (float)(before + theirs);
+            assert_true(at[r * PIECE] == want && at[(r + 1) * PIECE - 1] == want);
+        }
+        if (i >= STARTS) continue;
+        for (int64_t k = 0; k < count; k++) at[k] = (float)(i + g.rank);
+        if (i % 3 == 0) tickets[i % UNDER_WAY] = comm_all_gather_start(&g, at, PIECE, DTYPE_F32, "weights", i);
+        if (i % 3 == 1) tickets[i % UNDER_WAY] = comm_sum_start(&g, at, count, DTYPE_F32, "sum", i);
+        if (i % 3 == 2)
+            tickets[i % UNDER_WAY] = comm_broadcast_start(&g, at, count, DTYPE_F32, i % g.size, "rotary key", i);
+    }
+    check_status(comm_status(&g), STATUS_OK);
+}
+
+/* Rank 0 starts the second sum when the others are behind the first: whoever waits for both at once waits for ever. */
+static void a_wait_is_not_for_later_ones(void **state) {
+    comm_group g = open_world();
+    float data[2] = {1, 1}, token = 0;
+    comm_ticket first = comm_sum_start(&g, &data[0], 1, DTYPE_F32, "first", -1), second = 0;
+    if (g.rank > 0) second = comm_sum_start(&g, &data[1], 1, DTYPE_F32, "second", -1);
+    comm_wait(&g, first);
+    assert_true(data[0] == (float)g.size);
+    if (g.rank > 0) MPI_Send(&token, 1, MPI_FLOAT, 0, 0, MPI_COMM_WORLD);
+    for (int r = 1; g.rank == 0 && r < g.size; r++)
+        MPI_Recv(&token, 1, MPI_FLOAT, r, 0, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+    if (g.rank == 0) second = comm_sum_start(&g, &data[1], 1, DTYPE_F32, "second", -1);
+    assert_true(second > first);
+    comm_wait(&g, second);
+    comm_wait(&g, first); /* nothing is left of it */
+    comm_wait(&g, 0);
+    assert_true(data[1] == (float)g.size);
+    check_status(comm_status(&g), STATUS_OK);
+    comm_close(&g);
+}
+
 /* The first error is kept with its place, and what follows does nothing: no rank is left waiting by another's error. */
 static void the_first_error_is_kept(void **state) {
     comm_group g = open_world();
@@ -410,6 +459,8 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(pieces_of_sums_agree_with_double),
     cmocka_unit_test(sums_side_by_side_agree_with_double),
     cmocka_unit_test(gathered_pieces_come_from_their_ranks),
+    cmocka_unit_test(each_is_complete_behind_its_ticket),
+    cmocka_unit_test(a_wait_is_not_for_later_ones),
     cmocka_unit_test(wrong_arguments_are_errors),
     cmocka_unit_test(two_groups_never_wait_for_each_other),
     cmocka_unit_test(a_profile_sees_what_is_waited_for_and_what_is_hidden),

@@ -192,6 +192,28 @@ static void buckets_are_summed_in_pieces(void **state) {
     close_gpu(&g);
 }
 
+/* More than the group has events for, three under way at any time, each read as soon as its own ticket was waited for.
+ */
+static void each_is_complete_behind_its_ticket(void **state) {
+    enum { STARTS = 400, UNDER_WAY = 3, SHARE = COUNT / UNDER_WAY };
+    gpu g;
+    open_gpu(&g);
+    static float host[SHARE];
+    comm_ticket tickets[UNDER_WAY] = {0};
+    for (int i = 0; i < STARTS + UNDER_WAY; i++) {
+        float *at = (float *)g.data + (i % UNDER_WAY) * SHARE;
+        float want = (float)(g.size * (i - UNDER_WAY) + g.size * (g.size - 1) / 2);
+        comm_wait(&g.group, tickets[i % UNDER_WAY]);
+        if (i >= UNDER_WAY) g.ops.download(&g.ops, host, at, sizeof host);
+        if (i >= UNDER_WAY) assert_true(host[0] == want && host[SHARE - 1] == want);
+        if (i >= STARTS) continue;
+        for (int k = 0; k < SHARE; k++) host[k] = (float)(i + g.rank);
+        g.ops.upload(&g.ops, at, host, sizeof host);
+        tickets[i % UNDER_WAY] = comm_sum_start(&g.group, at, SHARE, DTYPE_F32, "sum", i);
+    }
+    close_gpu(&g);
+}
+
 /* Again and again: an order that depends on time shows only now and then. */
 static void two_groups_never_wait_for_each_other(void **state) {
     gpu g;
@@ -228,6 +250,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(maxima_are_exact),
     cmocka_unit_test(a_broadcast_overlaps_other_work),
     cmocka_unit_test(buckets_are_summed_in_pieces),
+    cmocka_unit_test(each_is_complete_behind_its_ticket),
     cmocka_unit_test(two_groups_never_wait_for_each_other),
     cmocka_unit_test(two_ranks_on_one_gpu_are_refused),
 };
