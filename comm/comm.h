@@ -43,8 +43,7 @@ typedef struct comm_backend {
     void (*wait)(comm_group *g, comm_ticket last);
     void (*progress)(comm_group *g); /* NULL where what is started moves by itself */
     void (*close)(comm_group *g);
-    /* Seconds since the last call, and while somebody looked, in which what was started was under way; NULL: never. */
-    double (*started_s)(comm_group *g);
+    double (*started_s)(comm_group *g);                    /* comm_started_s; NULL: 0 */
     void (*know)(comm_group *g, void *data, size_t bytes); /* comm_register; NULL where it changes nothing */
     /* For the watchdog's thread; NULL where calls return only when they are done. The oldest collective that is not
      * finished, false when there is none; and what the library found wrong by itself, NULL for nothing. */
@@ -129,6 +128,6 @@ static inline void comm_finish(comm_group *g) {
     comm_wait(g, g->given);
 }
 
-/* Seconds, since the last call and while the group's profile looked, in which something that was started was under way:
- * on GPUs by the device's clock, of what it has finished. */
+/* Seconds in which something was under way that was started while the group's profile looked and has ended since the
+ * last call: on GPUs by the device's clock. */
 double comm_started_s(comm_group *g);

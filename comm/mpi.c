@@ -104,7 +104,8 @@ typedef struct part {
 
 typedef struct comm_started {
     int count, capacity, done; /* parts in the order of their starts; the first `done` are known to be complete */
-    double since_s, seconds;   /* some part has been under way since then; and was before, while a profile looked */
+    bool timed;                /* a profile looked when the first part that is under way was started, */
+    double since_s, seconds;   /* which was then; seconds before */
     part *parts;
     int room_count;
     room *rooms;
@@ -131,7 +132,10 @@ static part *new_part(comm_group *g) {
         s->parts = more;
         s->capacity = capacity;
     }
-    if (s->done == s->count && profile_looks(g->profile)) s->since_s = clock_now_s();
+    if (s->done == s->count) {
+        s->timed = profile_looks(g->profile);
+        s->since_s = s->timed ? clock_now_s() : 0;
+    }
     s->parts[s->count] = (part){.request = MPI_REQUEST_NULL, .of = comm_group_begun(g), .ticket = g->given};
     return &s->parts[s->count++];
 }
@@ -236,8 +240,8 @@ static void complete(comm_group *g, const part *p) {
 }
 
 /* The last part under way is complete. */
-static void note_end(comm_group *g) {
-    if (profile_looks(g->profile)) g->started->seconds += clock_now_s() - g->started->since_s;
+static void note_end(comm_started *s) {
+    if (s->timed) s->seconds += clock_now_s() - s->since_s;
 }
 
 static void progress(comm_group *g) {
@@ -250,7 +254,7 @@ static void progress(comm_group *g) {
         complete(g, p);
         s->done++;
     }
-    note_end(g);
+    note_end(s);
 }
 
 static void wait_for(comm_group *g, comm_ticket last) {
@@ -265,7 +269,7 @@ static void wait_for(comm_group *g, comm_ticket last) {
         if (!arrived) return;
         complete(g, p);
     }
-    if (under_way && s->done == s->count) note_end(g);
+    if (under_way && s->done == s->count) note_end(s);
 }
 
 static double started_s(comm_group *g) {

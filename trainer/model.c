@@ -276,6 +276,11 @@ static tensor gate_up(tensor gate) {
     return gate;
 }
 
+/* Bucket b's weights are read from here on. */
+static void need_bucket(model *m, int b) {
+    comm_wait(m->dp, m->params.bucket[b].arrival);
+}
+
 static void sum_over_tp(model *m, tensor t, const char *place, int layer) {
     comm_all_reduce(m->tp, t.data, t.rows * t.cols, t.type, COMM_SUM, place, layer);
 }
@@ -343,13 +348,19 @@ static void forward(model *m, const int32_t *input, const int32_t *target) {
     o->upload(o, m->input, input, bytes);
     o->upload(o, m->target, target, bytes);
     stream_point first = entry(m, 0);
+    need_bucket(m, m->params.list[m->embedding].bucket);
     o->embedding_forward(o, first.x, params_weight(&m->params, m->embedding), m->input,
                          m->params.list[m->embedding].row);
     profile_bytes(o->profile, embedding_bytes(m, dtype_bytes(first.x.type)));
     sum_over_tp(m, first.x, "embedding", -1);
     profile_enter(o->profile, PROFILE_PROJECTIONS);
+    for (int b = m->params.sharded_buckets; b < m->params.buckets; b++) need_bucket(m, b);
     norm(m, first);
-    for (int i = 0; i < m->layers; i++) forward_layer(m, i);
+    for (int i = 0; i < m->layers; i++) {
+        need_bucket(m, m->first_layer_bucket + i);
+        forward_layer(m, i);
+    }
+    need_bucket(m, m->params.list[m->head].bucket);
 }
 
 /* Some rows of the output on their way through the head. */

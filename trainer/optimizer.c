@@ -57,12 +57,19 @@ static void update(model *m, const config *c, int b) {
 /* Starts bringing the other ranks' pieces of bucket b's compute copies. */
 static void gather(model *m, int b) {
     const params *p = &m->params;
-    const param_bucket *bucket = &p->bucket[b];
+    param_bucket *bucket = &p->bucket[b];
     bool gains = bucket->first >= p->gains_first;
     dtype type = gains ? DTYPE_F32 : p->compute_type;
     char *base = gains ? (char *)p->gains : p->compute;
     int64_t first = gains ? bucket->first - p->gains_first : bucket->first;
-    comm_all_gather_start(m->dp, base + (size_t)first * dtype_bytes(type), bucket->piece, type, "weights", -1);
+    bucket->arrival =
+        comm_all_gather_start(m->dp, base + (size_t)first * dtype_bytes(type), bucket->piece, type, "weights", -1);
+}
+
+/* The k-th bucket that a forward pass reads: embedding, replicated matrices, gains, the layers', head. */
+static int bucket_read(const params *p, int k) {
+    if (k == 0) return 0;
+    return k <= 2 ? p->sharded_buckets + k - 1 : k - 2;
 }
 
 void optimizer_update(model *m, const config *c, double lr) {
@@ -79,10 +86,10 @@ void optimizer_update(model *m, const config *c, double lr) {
                             .losses = m->figures,
                             .loss_count = m->dp->size,
                         });
-    for (int b = 0; b < p->buckets; b++) {
+    for (int k = 0; k < p->buckets; k++) {
+        int b = bucket_read(p, k);
         update(m, c, b);
         if (p->pieces > 1) gather(m, b);
     }
-    comm_finish(m->dp);
     profile_enter(m->ops->profile, before);
 }

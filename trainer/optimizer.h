@@ -14,5 +14,6 @@ void optimizer_norm(model *m);
 /* So many updates have been made: of weights and moments that come from a checkpoint. */
 void optimizer_start(model *m, int64_t updates);
 
-/* One AdamW update with that gradient, left out where its norm or the loss is not finite. */
+/* One AdamW update with that gradient, left out where its norm or the loss is not finite. Under ZeRO-1 compute copies
+ * are complete behind the next forward pass, or comm_finish(m->dp). */
 void optimizer_update(model *m, const config *c, double lr);

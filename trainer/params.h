@@ -9,9 +9,11 @@
  * the model names their buckets, replicated matrices, and last all gains, which are read in fp32. Under ZeRO-1
  * (Rajbhandari et al. 2020) a bucket is `pieces` equal pieces, of which each data-parallel rank keeps one: it alone has
  * the master weights and moments of that piece, [owned] floats in the order of the buckets. Gradients and compute
- * copies are whole on every rank. Without ZeRO a rank keeps all: one piece a bucket. */
+ * copies are whole on every rank; of other ranks' pieces the copies arrive while the next forward pass goes on, which
+ * waits for a bucket when it first reads it. Without ZeRO a rank keeps all: one piece a bucket. */
 #pragma once
 
+#include "comm/comm.h"
 #include "core/arena.h"
 #include "core/ops/ops.h"
 #include "core/param.h"
@@ -36,6 +38,7 @@ typedef struct param_bucket {
     int64_t first, piece; /* the bucket is [first, first + pieces * piece) */
     int64_t own;          /* where this rank's piece starts */
     int64_t at;           /* where the piece lies in master, moment1, moment2 */
+    comm_ticket arrival;  /* of the other ranks' pieces of the compute copies, over the data-parallel group */
 } param_bucket;
 
 /* The elements of a parameter's local storage that lie in this rank's piece. */

@@ -224,6 +224,8 @@ void profiling_finish(job *j) {
     if (!j->profiling) return;
     diag_profile rows[ROWS];
     profile_finish(&j->profiling->profile);
+    comm_finish(&j->dp); /* weights of the last step on their way */
+    j->ops.sync(&j->ops);
     take_started(j);
     look(j, NULL);
     make_rows(rows, j->profiling);

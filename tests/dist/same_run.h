@@ -75,9 +75,9 @@ static inline void open_run(run *r, const char *const *settings, int count, int 
 }
 
 static inline void close_run(run *r) {
-    model_free(&r->model);
-    comm_close(&r->tp);
+    comm_close(&r->tp); /* before the memory that weights arrive in */
     comm_close(&r->dp);
+    model_free(&r->model);
     if (r->data != MPI_COMM_NULL) MPI_Comm_free(&r->data);
     device_close(&r->ops);
     config_free(&r->config);
@@ -209,6 +209,7 @@ static inline void check_replicas(run *r, held what) {
 static inline void check_copies(run *r) {
     const params *p = &r->model.params;
     float *flat = gathered(r, MASTER);
+    comm_finish(&r->dp);
     for (int i = 0; i < p->count; i++) {
         tensor copy = test_to_host(&r->ops, params_weight(p, i)), master = in_flat(p, i, flat);
         for (int64_t k = 0; k < copy.rows * copy.cols; k++)

@@ -147,6 +147,92 @@ static void twenty_steps_decoupled(void **state) {
     CHECK_TWENTY_STEPS(DECOUPLED);
 }
 
+/* ---------------------------------------------------------------- weights that arrive late */
+
+/* MPI as slow as can be: what is to be gathered does not move before it is waited for. */
+enum { MOST_LATE = 64 };
+
+typedef struct late_gather {
+    void *data;
+    int64_t piece;
+    dtype type;
+    comm_ticket ticket;
+} late_gather;
+
+static struct {
+    comm_backend backend;
+    const comm_backend *mpi;
+    late_gather gathers[MOST_LATE];
+    int first, count; /* of those that nobody has waited for */
+} late;
+
+static void late_all_gather_start(comm_group *g, void *data, int64_t piece, dtype type) {
+    assert_true(late.count < MOST_LATE);
+    late.gathers[late.count++] = (late_gather){data, piece, type, g->given};
+}
+
+/* One at a time, or all before a step's end. */
+static void late_wait(comm_group *g, comm_ticket last) {
+    int moved = 0;
+    for (; late.first < late.count && late.gathers[late.first].ticket <= last; late.first++, moved++) {
+        late_gather *it = &late.gathers[late.first];
+        late.mpi->all_gather_start(g, it->data, it->piece, it->type);
+    }
+    assert_true(moved <= 1);
+    if (late.first == late.count) late.first = late.count = 0;
+    late.mpi->wait(g, g->given);
+}
+
+static void arrive_late(comm_group *g) {
+    late.mpi = g->backend;
+    late.backend = *g->backend;
+    late.backend.all_gather_start = late_all_gather_start;
+    late.backend.wait = late_wait;
+    late.first = late.count = 0;
+    g->backend = &late.backend;
+}
+
+static int gathered_buckets(const params *p) {
+    int count = 0;
+    for (int b = 0; b < p->buckets; b++) count += p->bucket[b].piece > 0;
+    return count;
+}
+
+/* Behind an update no bucket is waited for, and then each before it is read: by a step, or by a validation. */
+static void check_late(const char *const *settings, int count, int tp) {
+    double losses[2][3][2];
+    int32_t tokens[BATCH * CONTEXT];
+    draw_tokens(tokens, 9);
+    for (int is_late = 0; is_late < 2; is_late++) {
+        run r;
+        open_run(&r, settings, count, tp, BATCH * tp / world_size());
+        bool cut = r.model.params.pieces > 1 && strcmp(r.dp.backend->name, "mpi") == 0;
+        if (is_late && cut) arrive_late(&r.dp);
+        for (int step = 0; step < 3; step++) {
+            losses[is_late][step][0] = train_pass(&r, tokens, tokens);
+            optimizer_norm(&r.model);
+            optimizer_update(&r.model, &r.config, 1e-2);
+            if (is_late && cut) assert_int_equal(late.count, gathered_buckets(&r.model.params));
+            if (step == 1) model_evaluate(&r.model, tokens, tokens, 1);
+            model_reduce_loss(&r.model);
+            losses[is_late][step][1] = model_take_loss(&r.model);
+        }
+        check_status(model_status(&r.model), STATUS_OK);
+        close_run(&r);
+    }
+    assert_true(losses[0][1][1] > 0 && losses[0][1][0] < losses[0][0][0]);
+    assert_memory_equal(losses[0], losses[1], sizeof losses[0]);
+}
+
+static void weights_are_waited_for_bucket_by_bucket(void **state) {
+    static const char *const settings[] = {DECOUPLED};
+    over_layouts(settings, COUNT(settings), check_late);
+}
+static void tied_weights_are_waited_for_bucket_by_bucket(void **state) {
+    static const char *const settings[] = {"attention.variant=mha", "model.tie_embeddings=true"};
+    over_layouts(settings, COUNT(settings), check_late);
+}
+
 /* ---------------------------------------------------------------- what is not finite */
 
 /* An element of bucket b, drawn. */
@@ -367,6 +453,7 @@ static void update_bf16(model *m, ops *o, comm_group *tp, comm_group *dp, arena 
         rng_normal(tensor_f32(params_gradient(&m->params, i)), 8, rng_stream(q->name), 0, q->rows * q->cols, 1);
     }
     optimizer_update(m, &c, 0.1);
+    comm_finish(dp);
     check_status(comm_status(dp), STATUS_OK);
     config_free(&c);
 }
@@ -410,6 +497,8 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(twenty_steps_mha),
     cmocka_unit_test(twenty_steps_prerope),
     cmocka_unit_test(twenty_steps_decoupled),
+    cmocka_unit_test(weights_are_waited_for_bucket_by_bucket),
+    cmocka_unit_test(tied_weights_are_waited_for_bucket_by_bucket),
     cmocka_unit_test(a_nan_on_one_rank_stops_all),
     cmocka_unit_test(every_element_has_one_owner),
     cmocka_unit_test(memory_is_as_planned),
