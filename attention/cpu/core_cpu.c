@@ -81,6 +81,7 @@ static void forward_tile(const attn_core_args *a, const head_view *h, int64_t i0
         scores(a, h, i0, m, j0, n, s);
         for (int64_t i = 0; i < m; i++) {
             float *p = s + i * TILE_K, top = most[i], total = 0;
+#pragma omp simd reduction(max : top)
             for (int64_t j = 0; j < n; j++) top = p[j] > top ? p[j] : top;
             float shrink = vector_exp(most[i] - top);
 #pragma omp simd reduction(+ : total)
@@ -145,6 +146,7 @@ static void backward_head(const attn_core_args *a, const attn_core_grads *g, int
 
     for (int64_t i = 0; i < a->context; i++) {
         float sum = 0;
+#pragma omp simd reduction(+ : sum)
         for (int64_t c = 0; c < a->value; c++) sum += dout[i * g->dout.ld + c] * o[i * a->o.ld + c];
         t.delta[i] = sum;
         memset(dq + i * g->dq.ld, 0, (size_t)qk * sizeof *dq);

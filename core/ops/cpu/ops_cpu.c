@@ -235,7 +235,8 @@ static void cpu_embedding_backward(ops *o, tensor dtable, tensor dx, const int32
 
 static float row_max_of(const float *z, int64_t valid) {
     float most = -INFINITY;
-    bool nan = false; /* a comparison would lose it */
+    int nan = 0; /* a comparison would lose it */
+#pragma omp simd reduction(max : most) reduction(| : nan)
     for (int64_t j = 0; j < valid; j++) {
         most = z[j] > most ? z[j] : most;
         nan |= z[j] != z[j];
