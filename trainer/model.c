@@ -107,7 +107,7 @@ static void reserve_activations(model *m, model_layer *layer, dtype type, bool k
         bool kept;
     } parts[] = {
         {&layer->input, d, true},   {&layer->attention_in, d, keeps}, {&layer->middle, d, keeps_middle(m)},
-        {&layer->mlp_in, d, keeps}, {&layer->gate_up, 2 * f, keeps},  {&layer->hidden, f, keeps},
+        {&layer->mlp_in, d, keeps}, {&layer->gate_up, 2 * f, keeps},
     };
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
         if (parts[i].kept == kept) *parts[i].at = arena_tensor(a, type, m->tokens, parts[i].cols);
@@ -149,9 +149,7 @@ static void reserve(model *m, arena *a) {
     }
     tensor *const wide[] = {&m->output, &m->final_in, &m->branch, &m->dx, &m->dbranch};
     for (size_t i = 0; i < sizeof wide / sizeof *wide; i++) *wide[i] = arena_tensor(a, type, m->tokens, m->width);
-    int64_t vocab = m->params.list[m->head].rows;
     m->rstd = floats(a, m->tokens);
-    m->logits = arena_tensor(a, type, m->chunk, vocab);
     m->ce = floats(a, 3 * m->chunk);
     m->figures = arena_push(a, (size_t)figures_count(m) * sizeof *m->figures);
     m->update = arena_push(a, sizeof *m->update);
@@ -313,10 +311,13 @@ static void norm(model *m, stream_point at) {
     m->ops->rmsnorm_forward(m->ops, at.normed, at.rstd, at.x, gain(m, at.norm), m->norm_eps);
 }
 
-/* From mlp_in to hidden. */
-static void forward_hidden(model *m, model_layer *l) {
+static void forward_gate_up(model *m, model_layer *l) {
     ops_linear(m->ops, l->gate_up, l->mlp_in, gate_up(params_weight(&m->params, l->gate)), false);
-    m->ops->swiglu_forward(m->ops, l->hidden, l->gate_up);
+}
+
+/* Room for SwiGLU's result, or its gradient, until the arena is released. */
+static tensor hidden_room(model *m, const model_layer *l) {
+    return arena_tensor(&m->memory, l->gate_up.type, l->gate_up.rows, l->gate_up.cols / 2);
 }
 
 /* From attention_in of layer `index` to the normed entry of the next. */
@@ -328,8 +329,12 @@ static void forward_layer(model *m, int index) {
     profile_enter(m->ops->profile, PROFILE_MLP);
     join(m, middle(l), l->input);
 
-    forward_hidden(m, l);
-    ops_linear(m->ops, m->branch, l->hidden, params_weight(&m->params, l->down), false);
+    size_t mark = arena_mark(&m->memory);
+    tensor hidden = hidden_room(m, l);
+    forward_gate_up(m, l);
+    m->ops->swiglu_forward(m->ops, hidden, l->gate_up);
+    ops_linear(m->ops, m->branch, hidden, params_weight(&m->params, l->down), false);
+    arena_release(&m->memory, mark);
     sum_over_tp(m, m->branch, "mlp output", index);
     join(m, entry(m, index + 1), l->middle);
 }
@@ -371,14 +376,19 @@ typedef struct head_chunk {
     float *row_max, *sums, *picked;
 } head_chunk;
 
+/* Room for a chunk's logits, until the arena is released. */
+static tensor logits_room(model *m) {
+    return arena_tensor(&m->memory, m->ops->activation, m->chunk, m->params.list[m->head].rows);
+}
+
 /* That of rows [first, end) which starts at `first`. */
-static head_chunk chunk_at(const model *m, int64_t first, int64_t end) {
+static head_chunk chunk_at(const model *m, tensor logits, int64_t first, int64_t end) {
     int64_t n = end - first < m->chunk ? end - first : m->chunk;
     float *sums = m->ce ? m->ce + m->chunk : NULL;
     return (head_chunk){
         .n = n,
         .in = tensor_rows(m->final_in, first, n),
-        .logits = tensor_rows(m->logits, 0, n),
+        .logits = tensor_rows(logits, 0, n),
         .target = m->target ? m->target + first : NULL,
         .row_max = m->ce,
         .sums = sums,
@@ -407,10 +417,13 @@ static void head_forward(model *m, const head_chunk *c, float scale) {
 void model_evaluate(model *m, const int32_t *input, const int32_t *target, int64_t samples) {
     forward(m, input, target);
     int64_t rows = samples * m->context;
+    size_t mark = arena_mark(&m->memory);
+    tensor logits = logits_room(m);
     for (int64_t first = 0; first < rows; first += m->chunk) {
-        head_chunk c = chunk_at(m, first, rows);
+        head_chunk c = chunk_at(m, logits, first, rows);
         head_forward(m, &c, 0);
     }
+    arena_release(&m->memory, mark);
 }
 
 /* ---------------------------------------------------------------- backward */
@@ -420,12 +433,15 @@ void model_evaluate(model *m, const int32_t *input, const int32_t *target, int64
 static void head_train(model *m, float scale, bool adds) {
     ops *o = m->ops;
     profile_enter(o->profile, PROFILE_HEAD);
+    size_t mark = arena_mark(&m->memory);
+    tensor logits = logits_room(m);
     for (int64_t first = 0; first < m->tokens; first += m->chunk) {
-        head_chunk c = chunk_at(m, first, m->tokens);
+        head_chunk c = chunk_at(m, logits, first, m->tokens);
         head_forward(m, &c, scale);
         ops_linear_dw(o, params_gradient(&m->params, m->head), c.logits, c.in, adds || first > 0);
         ops_linear_dx(o, tensor_rows(m->dbranch, first, c.n), c.logits, params_weight(&m->params, m->head), false);
     }
+    arena_release(&m->memory, mark);
     sum_over_tp(m, m->dbranch, "head gradient", -1);
 }
 
@@ -472,7 +488,7 @@ static void forward_again(model *m, int index) {
         join(m, middle(l), l->input);
     else if (all)
         norm(m, middle(l));
-    if (all) forward_hidden(m, l);
+    if (all) forward_gate_up(m, l);
 }
 
 /* dx: gradient of the layer's output in, of its input out. adds: to the gradients of its weights. */
@@ -482,10 +498,10 @@ static void backward_layer(model *m, int index, bool adds) {
     if (recomputes(m, index)) forward_again(m, index);
     size_t mark = arena_mark(&m->memory);
     profile_enter(o->profile, PROFILE_MLP);
-    tensor dhidden = arena_tensor(&m->memory, l->hidden.type, l->hidden.rows, l->hidden.cols);
-    ops_linear_dw(o, params_gradient(&m->params, l->down), m->dx, l->hidden, adds);
-    ops_linear_dx(o, dhidden, m->dx, params_weight(&m->params, l->down), false);
-    o->swiglu_backward(o, l->gate_up, dhidden, l->gate_up);
+    tensor hidden = hidden_room(m, l); /* its gradient first */
+    ops_linear_dx(o, hidden, m->dx, params_weight(&m->params, l->down), false);
+    o->swiglu_backward(o, l->gate_up, hidden, l->gate_up);
+    ops_linear_dw(o, params_gradient(&m->params, l->down), m->dx, hidden, adds);
     ops_linear_dw(o, gate_up(params_gradient(&m->params, l->gate)), l->gate_up, l->mlp_in, adds);
     ops_linear_dx(o, m->dbranch, l->gate_up, gate_up(params_weight(&m->params, l->gate)), false);
     arena_release(&m->memory, mark);

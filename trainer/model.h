@@ -17,7 +17,7 @@ typedef struct model_layer {
     attn_saved saved;
     /* What train.recompute does not keep lies in one room, where each layer's takes the place of the last one's. */
     tensor input, attention_in, middle, mlp_in; /* [N, d]: residual stream, its norm; after attention, its norm */
-    tensor gate_up, hidden;                     /* [N, 2 F_local], [N, F_local] */
+    tensor gate_up;                             /* [N, 2 F_local] */
     float *rstd1, *rstd2;                       /* [N] */
 } model_layer;
 
@@ -41,7 +41,6 @@ typedef struct model {
     tensor output, final_in, branch, dx, dbranch; /* [N, d]; final_in: norm of output */
     float *rstd;
     int64_t chunk; /* rows of logits at a time */
-    tensor logits; /* [chunk, V_local] */
     float *ce;     /* [3, chunk]: row max, sums, picked */
     double
         *figures; /* device, [Q + 2]: the sum of the tokens' losses since the last report, of each data-parallel

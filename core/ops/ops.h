@@ -136,7 +136,8 @@ struct ops {
 
     /* h = silu(gate) * up, gate_up [N, 2F]: gate in the first F columns, up in the last. */
     void (*swiglu_forward)(ops *o, tensor h, tensor gate_up);
-    void (*swiglu_backward)(ops *o, tensor dgate_up, tensor dh, tensor gate_up); /* dgate_up may be gate_up */
+    /* dgate_up, which may be gate_up; dh becomes h again. */
+    void (*swiglu_backward)(ops *o, tensor dgate_up, tensor dh, tensor gate_up);
 
     /* x[i] = table[tokens[i] - first], 0 where that row is not on this rank. */
     void (*embedding_forward)(ops *o, tensor x, tensor table, const int32_t *tokens, int64_t first);

@@ -476,16 +476,21 @@ static void check_swiglu(tables *t, layout how, int64_t n, int64_t f, double sca
     dtype type = activation(t);
     matrix in = matrix_new(t, type, how, n, 2 * f, scale), dh = matrix_new(t, type, how, n, f, 1);
     matrix h = matrix_new(t, type, how, n, f, 0), din = matrix_new(t, type, how, n, 2 * f, 0);
+    t->gpu.swiglu_forward(&t->gpu, h.gpu, in.gpu);
+    t->cpu.swiglu_forward(&t->cpu, h.cpu, in.cpu);
+    check_same(&h, "swiglu h");
     for (int again = 0; again < 2; again++) {
-        t->gpu.swiglu_forward(&t->gpu, h.gpu, in.gpu);
+        push(&dh);
         t->gpu.swiglu_backward(&t->gpu, din.gpu, dh.gpu, in.gpu);
-        t->cpu.swiglu_forward(&t->cpu, h.cpu, in.cpu);
-        t->cpu.swiglu_backward(&t->cpu, din.cpu, dh.cpu, in.cpu);
-        check_same(&h, "swiglu h");
-        check_same(&din, "swiglu dgate_up");
+        free(pull(&din, "swiglu dgate_up"));
+        free(pull(&dh, "swiglu h again"));
     }
+    push(&dh);
     t->gpu.swiglu_backward(&t->gpu, in.gpu, dh.gpu, in.gpu);
-    t->cpu.swiglu_backward(&t->cpu, in.cpu, dh.cpu, in.cpu);
+    t->cpu.swiglu_backward(&t->cpu, din.cpu, dh.cpu, in.cpu);
+    check_same(&din, "swiglu dgate_up");
+    check_same(&dh, "swiglu h again");
+    t->cpu.copy(&t->cpu, in.cpu, din.cpu);
     check_same(&in, "swiglu dgate_up in place");
     matrix *all[] = {&in, &dh, &h, &din};
     for (int i = 0; i < 4; i++) matrix_free(all[i]);
@@ -696,6 +701,8 @@ static void test_a_nan_anywhere_shows_in_the_loss(void **state) {
     tables t;
     open_tables(&t, false);
     matrix z = matrix_new(&t, activation(&t), DENSE, 1, V, 1), most = matrix_at(&t, DTYPE_F32, 1, 1, 1, 0, 0);
+    matrix sum = matrix_at(&t, DTYPE_F32, 1, 1, 1, 0, 0), picked = matrix_at(&t, DTYPE_F32, 1, 1, 1, 0, 0);
+    int32_t target = 1, *device = device_ints(&t, &target, 1);
     float *values = malloc(V * sizeof *values);
     assert_non_null(values);
     memcpy(values, z.cpu_block, V * sizeof *values);
@@ -707,12 +714,18 @@ static void test_a_nan_anywhere_shows_in_the_loss(void **state) {
         float *got = pull(&most, "ce_max");
         assert_true(isnan(got[0]));
         free(got);
+        t.gpu.ce_whole(&t.gpu, most.gpu.data, sum.gpu.data, picked.gpu.data, z.gpu, V, device, 1);
+        got = pull(&sum, "ce_whole");
+        assert_true(isnan(got[0]));
+        free(got);
         free(most.earlier);
-        most.earlier = NULL;
+        free(sum.earlier);
+        most.earlier = sum.earlier = NULL;
     }
     free(values);
-    matrix_free(&z);
-    matrix_free(&most);
+    t.gpu.release(&t.gpu, device);
+    matrix *all[] = {&z, &most, &sum, &picked};
+    for (int i = 0; i < 4; i++) matrix_free(all[i]);
     close_tables(&t);
 }
 

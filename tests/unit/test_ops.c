@@ -310,12 +310,16 @@ static double swiglu(double gate, double up) {
 static void check_swiglu(int64_t n, int64_t f, double scale) {
     guarded in = guarded_random(n, 2 * f, scale), dh = guarded_random(n, f, 1);
     guarded h = guarded_new(n, f), din = guarded_new(n, 2 * f), over = guarded_new(n, 2 * f);
+    guarded again = guarded_new(n, f);
     for (int threads = 1; threads <= MOST_THREADS; threads++) {
         ops o = table(threads);
         guarded_poison(&h);
         guarded_poison(&din);
         o.swiglu_forward(&o, h.t, in.t);
-        o.swiglu_backward(&o, din.t, dh.t, in.t);
+        o.copy(&o, again.t, dh.t);
+        o.swiglu_backward(&o, din.t, again.t, in.t);
+        guarded_check(&again);
+        assert_same(&again, &h);
         for (int64_t i = 0; i < n; i++)
             for (int64_t j = 0; j < f; j++) {
                 double g = guarded_at(&in, i, j), u = guarded_at(&in, i, f + j), d = guarded_at(&dh, i, j), e = 1e-5;
@@ -329,12 +333,13 @@ static void check_swiglu(int64_t n, int64_t f, double scale) {
         guarded_same(&h);
         guarded_same(&din);
         o.copy(&o, over.t, in.t);
-        o.swiglu_backward(&o, over.t, dh.t, over.t);
+        o.copy(&o, again.t, dh.t);
+        o.swiglu_backward(&o, over.t, again.t, over.t);
         guarded_check(&over);
         assert_same(&over, &din);
     }
-    guarded *all[] = {&in, &dh, &h, &din, &over};
-    for (int i = 0; i < 5; i++) guarded_free(all[i]);
+    guarded *all[] = {&in, &dh, &h, &din, &over, &again};
+    for (int i = 0; i < 6; i++) guarded_free(all[i]);
 }
 
 static void test_swiglu(void **state) {

@@ -358,7 +358,7 @@ static void check_kept(const char *variant, const char *latent, int64_t tp, kept
     static const char *const layers[] = {"model.layers=3", "model.layers=4"};
     for (int i = 0; i < PLAN_RECOMPUTES; i++) {
         bool full = i == RECOMPUTE_FULL;
-        int64_t kept = 2 + want.shared + (full ? (tp > 1 ? 128 : 64) : 4 * 64 + 3 * 24 / tp + want.results) +
+        int64_t kept = 2 + want.shared + (full ? (tp > 1 ? 128 : 64) : 4 * 64 + 2 * 24 / tp + want.results) +
                        (i == RECOMPUTE_NONE ? want.operands : 0);
         int64_t bytes[2];
         for (int more = 0; more < 2; more++) {

@@ -169,7 +169,7 @@ static void cpu_swiglu_forward(ops *o, tensor h, tensor gate_up) {
         const float *gate = row(gate_up, i), *up = gate + h.cols;
         float *out = row(h, i);
 #pragma omp simd
-        for (int64_t j = 0; j < h.cols; j++) out[j] = gate[j] / (1.0f + vector_exp(-gate[j])) * up[j];
+        for (int64_t j = 0; j < h.cols; j++) out[j] = gate[j] * (1.0f / (1.0f + vector_exp(-gate[j]))) * up[j];
     }
 }
 
@@ -177,13 +177,14 @@ static void cpu_swiglu_forward(ops *o, tensor h, tensor gate_up) {
 static void cpu_swiglu_backward(ops *o, tensor dgate_up, tensor dh, tensor gate_up) {
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < dh.rows; i++) {
-        const float *gate = row(gate_up, i), *up = gate + dh.cols, *d = row(dh, i);
-        float *dgate = row(dgate_up, i), *dup = dgate + dh.cols;
+        const float *gate = row(gate_up, i), *up = gate + dh.cols;
+        float *dgate = row(dgate_up, i), *dup = dgate + dh.cols, *d = row(dh, i);
 #pragma omp simd
         for (int64_t j = 0; j < dh.cols; j++) {
-            float g = gate[j], s = 1.0f / (1.0f + vector_exp(-g)), u = up[j];
-            dup[j] = d[j] * g * s;
-            dgate[j] = d[j] * u * s * (1.0f + g * (1.0f - s));
+            float g = gate[j], s = 1.0f / (1.0f + vector_exp(-g)), u = up[j], of_h = d[j];
+            dup[j] = of_h * g * s;
+            dgate[j] = of_h * u * s * (1.0f + g * (1.0f - s));
+            d[j] = g * s * u;
         }
     }
 }

@@ -74,16 +74,26 @@ static __global__ void __launch_bounds__(CE_THREADS)
     }
 }
 
-/* Calls use(j, values) for this thread's packs of the row, columns j to j + W: the first KEPT from registers, where
- * they stay between calls, those of a longer row from memory. */
+/* exp(x) for x <= 0: where the results are rounded to bf16, two instructions, right to 2^-22 + 2^-24 |x|. */
+template <typename T> static __device__ __forceinline__ float exp_below_0(float x) {
+    if constexpr (sizeof(T) == sizeof(float)) return expf(x);
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * CUDART_L2E_F));
+    return y;
+}
+
+/* Calls use(j, values) for this thread's packs of a row, columns j to j + W: the first KEPT from registers, where they
+ * stay between calls, those of a longer row from memory. Beyond the valid columns values are -inf: they are no maximum
+ * and nothing in a sum, and their gradient is 0. */
 template <typename T, int W> struct kept_row {
     typedef typename word<W * sizeof(T)>::type part;
     static constexpr int STRIDE = WHOLE_THREADS * W;
     const T *z;
-    int cols;
+    int valid, cols;
     part kept[KEPT];
 
-    __device__ __forceinline__ kept_row(const T *row, int columns) : z(row), cols(columns) {
+    __device__ __forceinline__ kept_row(const T *row, int valid_columns, int columns)
+        : z(row), valid(valid_columns), cols(columns) {
 #pragma unroll
         for (int k = 0; k < KEPT; k++) {
             int j = threadIdx.x * W + k * STRIDE;
@@ -91,52 +101,56 @@ template <typename T, int W> struct kept_row {
         }
     }
 
-    template <typename Use> __device__ __forceinline__ void each(Use use) const {
+    template <typename Use> __device__ __forceinline__ void call(Use use, int j, const T *from) const {
         float v[W];
+        load(v, from);
+        if (j + W > valid)
+#pragma unroll
+            for (int i = 0; i < W; i++)
+                if (j + i >= valid) v[i] = -CUDART_INF_F;
+        use(j, v);
+    }
+
+    template <typename Use> __device__ __forceinline__ void each(Use use) const {
 #pragma unroll
         for (int k = 0; k < KEPT; k++) {
             int j = threadIdx.x * W + k * STRIDE;
-            if (j >= cols) return;
-            load(v, (const T *)&kept[k]);
-            use(j, v);
+            if (j < cols) call(use, j, (const T *)&kept[k]);
         }
-        for (int j = threadIdx.x * W + KEPT * STRIDE; j < cols; j += STRIDE) {
-            load(v, z + j);
-            use(j, v);
-        }
+        for (int j = threadIdx.x * W + KEPT * STRIDE; j < cols; j += STRIDE) call(use, j, z + j);
     }
 };
 
+/* A NaN is no maximum, but the sum has it, and so has the loss. */
 template <typename T, int W>
 static __global__ void __launch_bounds__(WHOLE_THREADS, 2)
     ce_whole(float *row_max, float *sums, float *picked, view<T> logits, int valid, int cols, const int32_t *targets,
              float scale) {
     int64_t row = blockIdx.x;
-    int target = targets[row];
     T *z = logits.row(row);
-    bool has_target = target >= 0 && target < valid;
-    float of_target = has_target && threadIdx.x == 0 ? (float)z[target] : 0.0f; /* before it is overwritten */
-    kept_row<T, W> values(z, cols);
+    int target = targets[row];
+    bool is_here = target >= 0 && target < valid;
+    float of_target = is_here && threadIdx.x == 0 ? (float)z[target] : 0.0f; /* before it is overwritten */
+    kept_row<T, W> values(z, valid, cols);
     float most = -CUDART_INF_F, total = 0;
     values.each([&](int j, float(&v)[W]) {
 #pragma unroll
-        for (int i = 0; i < W; i++)
-            if (j + i < valid) most = larger()(most, v[i]);
+        for (int i = 0; i < W; i++) most = fmaxf(most, v[i]);
     });
     most = block_reduce<larger>(most);
     values.each([&](int j, float(&v)[W]) {
 #pragma unroll
-        for (int i = 0; i < W; i++)
-            if (j + i < valid) total += expf(v[i] - most);
+        for (int i = 0; i < W; i++) total += exp_below_0<T>(v[i] - most);
     });
     total = block_reduce<sum>(total);
     float factor = scale / total;
     values.each([&](int j, float(&v)[W]) {
 #pragma unroll
-        for (int i = 0; i < W; i++) {
-            v[i] = j + i < valid ? expf(v[i] - most) * factor : 0.0f;
-            if (has_target && j + i == target) v[i] -= scale;
-        }
+        for (int i = 0; i < W; i++) v[i] = exp_below_0<T>(v[i] - most) * factor;
+        if (is_here && target >= j && target < j + W)
+#pragma unroll
+            for (int i = 0; i < W; i++)
+                if (j + i == target) v[i] -= scale;
         store(z + j, v);
     });
     if (threadIdx.x != 0) return;

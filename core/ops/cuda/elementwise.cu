@@ -56,11 +56,11 @@ static __global__ void __launch_bounds__(ROW_WARPS *WARP)
 /* silu(g) = g s, s = 1/(1 + e^-g); silu'(g) = s (1 + g (1 - s)). */
 template <typename T, int W>
 static __global__ void __launch_bounds__(ROW_WARPS *WARP)
-    swiglu_backward(view<T> dgate_up, view<const T> dh, view<const T> gate_up, int64_t rows, int cols) {
+    swiglu_backward(view<T> dgate_up, view<T> dh, view<const T> gate_up, int64_t rows, int cols) {
     int64_t row = warp_row();
     if (row >= rows) return;
-    const T *gate = gate_up.row(row), *up = gate + cols, *down = dh.row(row);
-    T *dgate = dgate_up.row(row), *dup = dgate + cols;
+    const T *gate = gate_up.row(row), *up = gate + cols;
+    T *dgate = dgate_up.row(row), *dup = dgate + cols, *down = dh.row(row);
     for (int j = threadIdx.x * W; j < cols; j += WARP * W) {
         float g[W], u[W], d[W];
         load(g, gate + j);
@@ -68,12 +68,14 @@ static __global__ void __launch_bounds__(ROW_WARPS *WARP)
         load(d, down + j);
 #pragma unroll
         for (int i = 0; i < W; i++) {
-            float s = sigmoid(g[i]), dsilu = s * (1.0f + g[i] * (1.0f - s));
-            g[i] *= s * d[i];
-            u[i] *= d[i] * dsilu;
+            float s = sigmoid(g[i]), silu = g[i] * s, dsilu = s * (1.0f + g[i] * (1.0f - s)), of_h = d[i];
+            d[i] = silu * u[i];
+            g[i] = silu * of_h;
+            u[i] *= of_h * dsilu;
         }
         store(dup + j, g);
         store(dgate + j, u);
+        store(down + j, d);
     }
 }
 
@@ -128,7 +130,7 @@ extern "C" cudaError_t launch_swiglu_backward(tensor dgate_up, tensor dh, tensor
     return dispatch(dh.type, dh.rows, is_wide, [&](auto type, auto w) {
         using T = decltype(type);
         swiglu_backward<T, w.value><<<row_grid(dh.rows), row_block(), 0, stream>>>(
-            view_of<T>(dgate_up), view_of<const T>(dh), view_of<const T>(gate_up), dh.rows, (int)dh.cols);
+            view_of<T>(dgate_up), view_of<T>(dh), view_of<const T>(gate_up), dh.rows, (int)dh.cols);
     });
 }
 
