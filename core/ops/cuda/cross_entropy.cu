@@ -82,9 +82,17 @@ template <typename T> static __device__ __forceinline__ float exp_below_0(float 
     return y;
 }
 
-/* Calls use(j, values) for this thread's packs of a row, columns j to j + W: the first KEPT from registers, where they
- * stay between calls, those of a longer row from memory. Beyond the valid columns values are -inf: they are no maximum
- * and nothing in a sum, and their gradient is 0. */
+/* The pack of columns j to j + W with -inf beyond the valid ones: no maximum, nothing in a sum, and its gradient is 0.
+ * Few packs need it. */
+template <typename T, int W, typename Part> static __device__ __noinline__ Part cut_pack(Part p, int j, int valid) {
+    T *values = (T *)&p;
+#pragma unroll
+    for (int i = 0; i < W; i++)
+        if (j + i >= valid) values[i] = (T)-CUDART_INF_F;
+    return p;
+}
+
+/* This thread's packs of a row: the first KEPT stay in registers, those of a longer row are read each time. */
 template <typename T, int W> struct kept_row {
     typedef typename word<W * sizeof(T)>::type part;
     static constexpr int STRIDE = WHOLE_THREADS * W;
@@ -99,25 +107,29 @@ template <typename T, int W> struct kept_row {
             int j = threadIdx.x * W + k * STRIDE;
             if (j < cols) kept[k] = *(const part *)(z + j);
         }
-    }
-
-    template <typename Use> __device__ __forceinline__ void call(Use use, int j, const T *from) const {
-        float v[W];
-        load(v, from);
-        if (j + W > valid)
-#pragma unroll
-            for (int i = 0; i < W; i++)
-                if (j + i >= valid) v[i] = -CUDART_INF_F;
-        use(j, v);
-    }
-
-    template <typename Use> __device__ __forceinline__ void each(Use use) const {
 #pragma unroll
         for (int k = 0; k < KEPT; k++) {
             int j = threadIdx.x * W + k * STRIDE;
-            if (j < cols) call(use, j, (const T *)&kept[k]);
+            if (j + W > valid) kept[k] = cut_pack<T, W>(kept[k], j, valid);
         }
-        for (int j = threadIdx.x * W + KEPT * STRIDE; j < cols; j += STRIDE) call(use, j, z + j);
+    }
+
+    template <typename Use> static __device__ __forceinline__ void call(Use use, int j, part p) {
+        float v[W];
+        load(v, (const T *)&p);
+        use(j, v);
+    }
+
+    /* use(j, values); j may lie beyond the last column. */
+    template <typename Use> __device__ __forceinline__ void each(Use use) const {
+#pragma unroll
+        for (int k = 0; k < KEPT; k++)
+            if (k * STRIDE < cols) call(use, threadIdx.x * W + k * STRIDE, kept[k]);
+#pragma unroll 1
+        for (int j = threadIdx.x * W + KEPT * STRIDE; j < cols; j += STRIDE) {
+            part p = *(const part *)(z + j);
+            call(use, j, j + W > valid ? cut_pack<T, W>(p, j, valid) : p);
+        }
     }
 };
 
@@ -128,10 +140,10 @@ static __global__ void __launch_bounds__(WHOLE_THREADS, 2)
              float scale) {
     int64_t row = blockIdx.x;
     T *z = logits.row(row);
+    kept_row<T, W> values(z, valid, cols);
     int target = targets[row];
     bool is_here = target >= 0 && target < valid;
     float of_target = is_here && threadIdx.x == 0 ? (float)z[target] : 0.0f; /* before it is overwritten */
-    kept_row<T, W> values(z, valid, cols);
     float most = -CUDART_INF_F, total = 0;
     values.each([&](int j, float(&v)[W]) {
 #pragma unroll
@@ -151,7 +163,7 @@ static __global__ void __launch_bounds__(WHOLE_THREADS, 2)
 #pragma unroll
             for (int i = 0; i < W; i++)
                 if (j + i == target) v[i] -= scale;
-        store(z + j, v);
+        if (j < cols) store(z + j, v);
     });
     if (threadIdx.x != 0) return;
     row_max[row] = most;
