@@ -8,6 +8,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+/* Rows of logits at a time are a multiple of it, which suits the tiles of products. */
+enum { CHUNK_ROWS = 128 };
+
 /* ---------------------------------------------------------------- set-up */
 
 static status add_layer(model *m, const config *c, int index) {
@@ -178,7 +181,8 @@ static status describe(model *m, const config *c, ops *o, const attn_core *core,
     };
     m->attention = (attn_env){.ops = o, .core = core, .tp = tp};
     TRY(attn_dims_from_config(&m->attention.dims, c, tp->size, batch, m->context));
-    m->chunk = o->logit_elements / m->vocab < 64 ? 64 : o->logit_elements / m->vocab;
+    m->chunk = o->logit_elements / m->vocab;
+    m->chunk = m->chunk < CHUNK_ROWS ? CHUNK_ROWS : m->chunk - m->chunk % CHUNK_ROWS;
     if (m->chunk > m->tokens) m->chunk = m->tokens;
     m->layer = calloc((size_t)m->layers, sizeof *m->layer);
     if (!m->layer) return status_fail(STATUS_INTERNAL, "out of memory for %d layers", m->layers);

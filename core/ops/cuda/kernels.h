@@ -41,6 +41,9 @@ cudaError_t launch_ce_backward(tensor logits, int64_t valid, const float *row_ma
 cudaError_t launch_ce_whole(float *row_max, float *sums, float *picked, tensor logits, int64_t valid,
                             const int32_t *targets, float scale, cudaStream_t stream);
 
+/* checksum.cu: of y's bits and their places, in *sum */
+cudaError_t launch_checksum(void *sum, tensor y, cudaStream_t stream);
+
 /* optimizer.cu; copy and out are of the given type */
 enum { SUM_SQUARES_SCRATCH_BYTES = 8192 };
 cudaError_t launch_sum_squares(double *out, const float *x, int64_t count, void *scratch, cudaStream_t stream);

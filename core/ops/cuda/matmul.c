@@ -1,13 +1,19 @@
 /* Products of the CUDA table by cuBLASLt. A row-major matrix is the column-major transpose of itself, so
  * y = op(a) op(b) is asked for as yt = op(b)t op(a)t.
  *
- * For each new kind of product (shape, strides, types, alignment) the heuristic's first choice is taken, never one by
- * timing, and kept: the same run gives the same bits. Sums over a split inner dimension are fp32.
+ * For each new kind of product (shape, strides, types, alignment) one algorithm is chosen and kept. Small products take
+ * the heuristic's first choice. Of large ones in bf16 its first few are tried, the first time such a product is asked
+ * for, and the fastest is taken of those whose result has the first one's bits: so the choice, which depends on the
+ * moment, is never seen in a result, and the same run gives the same bits. (They differ in their tiles, hardly ever in
+ * the order of a sum.) What is added to y cannot be tried twice: such a product takes the choice of its twin that
+ * overwrites. Sums over a split inner dimension are fp32.
  *
  * Where a bf16 y is added to, cuBLAS's Hopper kernels round the product to bf16 and then the sum (measured; no setting
  * changes it): an error of up to 2^-8 (|product| + |sum|), as from a product and an addition of two calls. Where y is
  * fp32, as weight gradients are, nothing is rounded to bf16. */
 #include "core/ops/cuda/matmul.h"
+
+#include "core/ops/cuda/kernels.h"
 
 #include "core/log.h"
 
@@ -15,6 +21,13 @@
 #include <string.h>
 
 enum { PLANS = 1024, WORKSPACE_BYTES = 32 << 20, MOST_ALIGNMENT = 256 };
+
+/* Algorithms that are tried, runs that are timed of each, and the least work that is worth it. */
+enum { CANDIDATES = 8, RUNS = 4 };
+static const double LARGE_FLOPS = 1e9;
+
+/* A later candidate must be faster than this part of an earlier one's time. */
+static const double FASTER = 0.99;
 
 /* What the choice depends on. Compared as bytes: zero it before filling. */
 typedef struct product_key {
@@ -117,23 +130,34 @@ static cublasStatus_t limit(cublasLtMatmulPreference_t preference, cublasLtMatmu
     return cublasLtMatmulPreferenceSetAttribute(preference, name, &value, sizeof value);
 }
 
+/* Over how many parts the inner dimension is split. */
+static int32_t split_of(const cublasLtMatmulAlgo_t *a) {
+    int32_t split = 0;
+    cublasLtMatmulAlgoConfigGetAttribute(a, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &split, sizeof split, NULL);
+    return split;
+}
+
 static void log_plan(const product_key *k, const cublasLtMatmulHeuristicResult_t *choice) {
-    int32_t id = 0, split = 0;
+    int32_t id = 0;
     uint32_t tile = 0, stages = 0;
     cublasLtMatmulAlgoConfigGetAttribute(&choice->algo, CUBLASLT_ALGO_CONFIG_ID, &id, sizeof id, NULL);
     cublasLtMatmulAlgoConfigGetAttribute(&choice->algo, CUBLASLT_ALGO_CONFIG_TILE_ID, &tile, sizeof tile, NULL);
     cublasLtMatmulAlgoConfigGetAttribute(&choice->algo, CUBLASLT_ALGO_CONFIG_STAGES_ID, &stages, sizeof stages, NULL);
-    cublasLtMatmulAlgoConfigGetAttribute(&choice->algo, CUBLASLT_ALGO_CONFIG_SPLITK_NUM, &split, sizeof split, NULL);
     log_debug("product %ldx%ldx%ld ld %ld %ld %ld %s%s %s->%s%s: algorithm %d, tile %u, stages %u, split %d, waves "
               "%.2f, workspace %zu",
               (long)k->m, (long)k->n, (long)k->k, (long)k->lda, (long)k->ldb, (long)k->ldy, k->transpose_a ? "T" : "N",
               k->transpose_b ? "T" : "N", k->type == DTYPE_BF16 ? "bf16" : "fp32",
-              k->y_type == DTYPE_BF16 ? "bf16" : "fp32", k->adds ? " adds" : "", id, tile, stages, split,
-              (double)choice->wavesCount, choice->workspaceSize);
+              k->y_type == DTYPE_BF16 ? "bf16" : "fp32", k->adds ? " adds" : "", id, tile, stages,
+              split_of(&choice->algo), (double)choice->wavesCount, choice->workspaceSize);
 }
 
-/* The heuristic's first choice for a plan whose descriptors are set. */
-static cublasStatus_t choose(cuda_context *c, product_plan *p) {
+/* What the heuristic proposes for a plan whose descriptors are set, in its order. */
+typedef struct proposals {
+    cublasLtMatmulHeuristicResult_t list[CANDIDATES];
+    int count;
+} proposals;
+
+static cublasStatus_t ask(cuda_context *c, product_plan *p, int most, proposals *out) {
     cublasLtMatmulPreferenceOpaque_t space;
     cublasLtMatmulPreference_t preference = &space;
     uint64_t workspace = c->workspace_bytes;
@@ -156,17 +180,13 @@ static cublasStatus_t choose(cuda_context *c, product_plan *p) {
         code = limit(preference, limits[i].name, limits[i].value);
     if (code != CUBLAS_STATUS_SUCCESS) return code;
 
-    cublasLtMatmulHeuristicResult_t choice;
-    int found = 0;
-    code = cublasLtMatmulAlgoGetHeuristic(c->blas, p->product, p->b, p->a, p->y, p->y, preference, 1, &choice, &found);
-    if (code != CUBLAS_STATUS_SUCCESS) return code;
-    if (found == 0) return CUBLAS_STATUS_NOT_SUPPORTED;
-    p->algorithm = choice.algo;
-    log_plan(&p->key, &choice);
-    return CUBLAS_STATUS_SUCCESS;
+    code = cublasLtMatmulAlgoGetHeuristic(c->blas, p->product, p->b, p->a, p->y, p->y, preference, most, out->list,
+                                          &out->count);
+    return code == CUBLAS_STATUS_SUCCESS && out->count == 0 ? CUBLAS_STATUS_NOT_SUPPORTED : code;
 }
 
-static cublasStatus_t fill_plan(cuda_context *c, product_plan *p, const product_key *k) {
+/* The descriptors. */
+static cublasStatus_t describe(product_plan *p, const product_key *k) {
     p->key = *k;
     p->product = &p->product_space;
     p->a = &p->a_space;
@@ -186,9 +206,86 @@ static cublasStatus_t fill_plan(cuda_context *c, product_plan *p, const product_
     if (code == CUBLAS_STATUS_SUCCESS) code = cublasLtMatrixLayoutInit(p->b, type, b_rows, b_cols, k->ldb);
     if (code == CUBLAS_STATUS_SUCCESS)
         code = cublasLtMatrixLayoutInit(p->y, y_type, (uint64_t)k->n, (uint64_t)k->m, k->ldy);
-    if (code == CUBLAS_STATUS_SUCCESS) code = choose(c, p);
-    p->used = code == CUBLAS_STATUS_SUCCESS;
     return code;
+}
+
+/* One product by a plan: y = op(a) op(b) + beta y. */
+typedef struct product {
+    const product_plan *plan;
+    void *y;
+    const void *a, *b;
+    float beta;
+} product;
+
+static cublasStatus_t run(cuda_context *c, const product *x, const cublasLtMatmulAlgo_t *algorithm) {
+    static const float one = 1;
+    const product_plan *p = x->plan;
+    return cublasLtMatmul(c->blas, p->product, &one, x->b, p->b, x->a, p->a, &x->beta, x->y, p->y, x->y, p->y,
+                          algorithm, c->workspace, c->workspace_bytes, c->stream);
+}
+
+/* Runs the product by that algorithm; seconds of a run and a checksum of the result's bits. False where it cannot. */
+static bool try(ops *o, const product *x, const cublasLtMatmulAlgo_t *algorithm, double *seconds, uint64_t *bits) {
+    cuda_context *c = cuda_of(o);
+    const product_key *k = &x->plan->key;
+    tensor y = {.data = x->y, .type = (dtype)k->y_type, .rows = k->m, .cols = k->n, .ld = k->ldy};
+    ops_mark from = {0}, to = {0};
+    if (run(c, x, algorithm) != CUBLAS_STATUS_SUCCESS) return false; /* the first one may load code */
+    o->mark(o, &from, NULL);
+    for (int i = 0; i < RUNS; i++) run(c, x, algorithm);
+    o->mark(o, &to, NULL);
+    *seconds = o->mark_span_s(o, &from, &to) / RUNS;
+    o->mark_release(o, &from);
+    o->mark_release(o, &to);
+    cuda_check(o, launch_checksum(c->scratch, y, c->stream), "checksum");
+    o->download(o, bits, c->scratch, sizeof *bits);
+    return o->first_error == STATUS_OK;
+}
+
+/* The place in the list of the fastest whose result has the first one's bits. */
+static int fastest(ops *o, const product *x, const proposals *found) {
+    double least_s = 0;
+    uint64_t want = 0;
+    int best = 0;
+    for (int i = 0; i < found->count; i++) {
+        const cublasLtMatmulAlgo_t *algorithm = &found->list[i].algo;
+        double seconds;
+        uint64_t bits;
+        if (split_of(algorithm) != split_of(&found->list[0].algo)) continue;
+        if (!try(o, x, algorithm, &seconds, &bits)) {
+            if (i == 0) return 0;
+            continue;
+        }
+        if (i == 0) want = bits;
+        log_debug("  proposal %d: %.1f us%s", i, 1e6 * seconds, bits == want ? "" : ", other bits");
+        if (i > 0 && (bits != want || seconds > FASTER * least_s)) continue;
+        least_s = seconds;
+        best = i;
+    }
+    return best;
+}
+
+/* The used plan of the same product without `adds`, or NULL. */
+static const product_plan *twin_of(cuda_plans *plans, const product_key *key) {
+    product_key twin = *key;
+    twin.adds = 0;
+    const product_plan *p = find_plan(plans, &twin);
+    return key->adds && p->used && memcmp(&p->key, &twin, sizeof twin) == 0 ? p : NULL;
+}
+
+static cublasStatus_t make_plan(ops *o, product_plan *p, const product_key *k, product *x) {
+    cuda_context *c = cuda_of(o);
+    const product_plan *twin = twin_of(c->plans, k);
+    bool tries = k->type == DTYPE_BF16 && !k->adds && 2.0 * (double)k->m * (double)k->n * (double)k->k >= LARGE_FLOPS;
+    proposals found;
+    cublasStatus_t code = describe(p, k);
+    if (code == CUBLAS_STATUS_SUCCESS && !twin) code = ask(c, p, tries ? CANDIDATES : 1, &found);
+    if (code != CUBLAS_STATUS_SUCCESS) return code;
+    int best = twin || found.count == 1 ? 0 : fastest(o, x, &found);
+    p->algorithm = twin ? twin->algorithm : found.list[best].algo;
+    if (!twin) log_plan(k, &found.list[best]);
+    p->used = true;
+    return CUBLAS_STATUS_SUCCESS;
 }
 
 void cuda_matmul(ops *o, tensor y, tensor a, bool transpose_a, tensor b, bool transpose_b, float beta) {
@@ -200,10 +297,8 @@ void cuda_matmul(ops *o, tensor y, tensor a, bool transpose_a, tensor b, bool tr
     assert(a.type == b.type && (y.type == a.type || y.type == DTYPE_F32));
     if (key.m == 0 || key.n == 0) return;
     product_plan *p = find_plan(c->plans, &key);
+    product x = {.plan = p, .y = y.data, .a = a.data, .b = b.data, .beta = beta};
     if (!p->used || memcmp(&p->key, &key, sizeof key) != 0)
-        if (!blas_check(o, fill_plan(c, p, &key), &key)) return;
-    static const float one = 1;
-    cublasStatus_t code = cublasLtMatmul(c->blas, p->product, &one, b.data, p->b, a.data, p->a, &beta, y.data, p->y,
-                                         y.data, p->y, &p->algorithm, c->workspace, c->workspace_bytes, c->stream);
-    if (blas_check(o, code, &key)) o->flops += 2.0 * (double)key.m * (double)key.n * (double)key.k;
+        if (!blas_check(o, make_plan(o, p, &key, &x), &key)) return;
+    if (blas_check(o, run(c, &x, &p->algorithm), &key)) o->flops += 2.0 * (double)key.m * (double)key.n * (double)key.k;
 }
