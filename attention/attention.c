@@ -71,6 +71,20 @@ void attn_reserve(const attn_variant *v, const attn_dims *d, dtype type, bool ke
     }
 }
 
+attn_saved attn_saved_of(const attn_variant *v, const attn_dims *d, const attn_saved *whole, int64_t first,
+                         int64_t count) {
+    attn_layout layout = {0};
+    attn_saved part;
+    int64_t row = first * d->context;
+    v->layout(d, &layout);
+    for (int i = 0; i < ATTN_MAX_SAVED; i++) {
+        float *vector = whole->vector[i];
+        part.slot[i] = tensor_rows(whole->slot[i], row, count * d->context);
+        part.vector[i] = vector ? vector + row * layout.vector[i].cols : NULL;
+    }
+    return part;
+}
+
 void attn_rotary_table(float *table, int64_t context, int rotary, double theta) {
     int half = rotary / 2;
     for (int64_t t = 0; t < context; t++) {

@@ -13,7 +13,7 @@
 #include "core/ops/ops.h"
 #include "core/param.h"
 
-enum { ATTN_MAX_PARAMS = 10, ATTN_MAX_SAVED = 12 };
+enum { ATTN_MAX_PARAMS = 10, ATTN_MAX_SAVED = 12, ATTN_MAX_PENDING = 2 };
 
 typedef struct attn_dims {
     int64_t batch, context;
@@ -34,6 +34,8 @@ typedef struct attn_env {
     const attn_core *core;
     comm_group *tp;
     attn_dims dims;
+    bool
+        overlaps; /* other samples go on while these are summed over tp: sums are started, and waited for in the rest */
     const float *rotary_table; /* [T, rotary], device: see rope_args */
 } attn_env;
 
@@ -66,21 +68,37 @@ typedef struct attn_saved {
     float *vector[ATTN_MAX_SAVED];
 } attn_saved;
 
+/* What the first half of a pass leaves for its rest: what was started, and tensors in scratch memory. Zero at first. */
+typedef struct attn_pending {
+    comm_ticket started;
+    tensor slot[ATTN_MAX_PENDING];
+} attn_pending;
+
+/* A pass is over some samples of a micro-batch, dims.batch of them, of which N are the tokens, saved and x a view
+ * (attn_saved_of). Where the ranks communicate inside a pass it has a rest, so that the first halves of all samples can
+ * come before the first rest; NULL where there is none. */
 typedef struct attn_variant {
     const char *name;
     /* Fills specs[ATTN_MAX_PARAMS] with the parameters of one layer; returns how many. */
     int (*params)(const attn_dims *dims, param_spec *specs);
     /* Fills in what forward saves (0 before). */
     void (*layout)(const attn_dims *dims, attn_layout *out);
+    /* Starts on what the ranks make once for all samples of the micro-batch; env, saved and x are of all. Returns its
+     * ticket, which goes into each pending. Before the first forward_rest. NULL: nothing is. */
+    comm_ticket (*share)(attn_env *env, int layer, const attn_weights *w, attn_saved *saved, tensor x);
     /* out [N, d] = this rank's share of the sublayer's output: summed over TP by the caller. x [N, d]. Temporaries come
      * from scratch and are given back. again: in the backward pass, from the same x, by the same operations: fills in
      * the parts of saved that are not kept, and out unless it is NULL; communicates nothing. */
     void (*forward)(attn_env *env, int layer, const attn_weights *w, attn_saved *saved, tensor x, const tensor *out,
-                    bool again, arena *scratch);
+                    bool again, attn_pending *pending, arena *scratch);
+    void (*forward_rest)(attn_env *env, const attn_weights *w, attn_saved *saved, const tensor *out, bool again,
+                         const attn_pending *pending, arena *scratch);
     /* dx [N, d] (overwritten) = this rank's share: summed over TP by the caller. Gradients go to w->gradient. dout [N,
-     * d] is complete. */
+     * d] is complete. Temporaries come from scratch and are given back, but for the pending ones: by the caller. */
     void (*backward)(attn_env *env, int layer, const attn_weights *w, const attn_saved *saved, tensor x, tensor dout,
-                     tensor dx, arena *scratch);
+                     tensor dx, attn_pending *pending, arena *scratch);
+    void (*backward_rest)(attn_env *env, const attn_weights *w, const attn_saved *saved, tensor x, tensor dx,
+                          const attn_pending *pending, arena *scratch);
 } attn_variant;
 
 extern const attn_variant attn_mha, attn_mla_prerope, attn_mla_decoupled;
@@ -94,6 +112,10 @@ status attn_dims_from_config(attn_dims *out, const config *c, int tp, int64_t ba
 /* Takes from the arena those parts that dims->recompute keeps, or the others. */
 void attn_reserve(const attn_variant *v, const attn_dims *dims, dtype activation, bool kept, arena *a,
                   attn_saved *saved);
+
+/* Those of samples [first, first + count), views. dims: of the whole micro-batch. */
+attn_saved attn_saved_of(const attn_variant *v, const attn_dims *dims, const attn_saved *whole, int64_t first,
+                         int64_t count);
 
 /* cos and sin of position * theta^(-2j/rotary), [context, rotary], computed in double (host memory). */
 void attn_rotary_table(float *table, int64_t context, int rotary, double theta);

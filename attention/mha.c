@@ -48,7 +48,7 @@ static attn_core_args core_args(const attn_env *env, const attn_saved *saved) {
 }
 
 static void forward(attn_env *env, int layer, const attn_weights *w, attn_saved *saved, tensor x, const tensor *out,
-                    bool again, arena *scratch) {
+                    bool again, attn_pending *pending, arena *scratch) {
     const attn_dims *d = &env->dims;
     tensor qkv = saved->slot[QKV];
     ops_linear(env->ops, qkv, x, attn_joined(w->weight, W_Q, 3), false);
@@ -58,7 +58,7 @@ static void forward(attn_env *env, int layer, const attn_weights *w, attn_saved 
 }
 
 static void backward(attn_env *env, int layer, const attn_weights *w, const attn_saved *saved, tensor x, tensor dout,
-                     tensor dx, arena *scratch) {
+                     tensor dx, attn_pending *pending, arena *scratch) {
     const attn_dims *d = &env->dims;
     size_t mark = arena_mark(scratch);
     tensor o = saved->slot[O], qkv = saved->slot[QKV];

@@ -3,9 +3,10 @@
  * W_UQt, in heads of [q_n | q_r], RoPE on q_r; scores (q_n k_n + q_r k_r) / sqrt(D_n + D_r).
  *
  * Tensor parallel: rank `layer mod P` computes k_r for all tokens and broadcasts it, hidden under the projections of q
- * and c. The latents are computed on every rank. Backward, everything after them is partial (this rank's heads),
- * RMSNorm's backward and the projections are linear, so partial gradients flow straight to dx, which the caller sums
- * once; the gradients of the shared weights stay partial until the step's end.
+ * and c (of the last samples, where a micro-batch is cut). The latents are computed on every rank. Backward, everything
+ * after them is partial (this rank's heads), RMSNorm's backward and the projections are linear, so partial gradients
+ * flow straight to dx, which the caller sums once; the gradients of the shared weights stay partial until the step's
+ * end.
  *
  * N tokens, d width; on this rank: H heads; R latent dim, R_q query latent dim. */
 #include "attention/parts.h"
@@ -80,8 +81,8 @@ static void project_q(attn_env *env, const attn_weights *w, attn_saved *saved, t
     attn_rotate_tail(env, saved->slot[Q], d->heads_local, false);
 }
 
-/* Starts on k_r; returns its ticket. */
-static comm_ticket start_rotary_key(attn_env *env, int layer, const attn_weights *w, attn_saved *saved, tensor x) {
+/* k_r. */
+static comm_ticket share(attn_env *env, int layer, const attn_weights *w, attn_saved *saved, tensor x) {
     tensor k_rope = saved->slot[K_ROPE];
     int owner = layer % env->tp->size;
     if (env->tp->rank == owner) {
@@ -93,15 +94,16 @@ static comm_ticket start_rotary_key(attn_env *env, int layer, const attn_weights
 }
 
 static void forward(attn_env *env, int layer, const attn_weights *w, attn_saved *saved, tensor x, const tensor *out,
-                    bool again, arena *scratch) {
-    const attn_dims *d = &env->dims;
-    comm_ticket rotary_key = again ? 0 : start_rotary_key(env, layer, w, saved, x);
+                    bool again, attn_pending *pending, arena *scratch) {
     project_q(env, w, saved, x);
     ops_linear(env->ops, saved->slot[C], x, w->weight[W_DKV], false);
-    attn_latent_forward(env, saved->slot[C_NORMED], saved->vector[RSTD], saved->slot[C], w->weight[g_kv(d)]);
-    ops_linear(env->ops, saved->slot[KV], saved->slot[C_NORMED], w->weight[W_UKV], false);
-    comm_wait(env->tp, rotary_key);
+    attn_latent_forward(env, saved->slot[C_NORMED], saved->vector[RSTD], saved->slot[C], w->weight[g_kv(&env->dims)]);
+}
 
+static void forward_rest(attn_env *env, const attn_weights *w, attn_saved *saved, const tensor *out, bool again,
+                         const attn_pending *pending, arena *scratch) {
+    ops_linear(env->ops, saved->slot[KV], saved->slot[C_NORMED], w->weight[W_UKV], false);
+    comm_wait(env->tp, pending->started);
     attn_core_args args = core_args(env, saved);
     attn_finish(env, &args, w->weight[W_O], out, again, scratch);
 }
@@ -141,7 +143,7 @@ static void backward_q(attn_env *env, const attn_weights *w, const attn_saved *s
 }
 
 static void backward(attn_env *env, int layer, const attn_weights *w, const attn_saved *saved, tensor x, tensor dout,
-                     tensor dx, arena *scratch) {
+                     tensor dx, attn_pending *pending, arena *scratch) {
     const attn_dims *d = &env->dims;
     size_t mark = arena_mark(scratch);
     tensor o = saved->slot[O], q = saved->slot[Q], kv = saved->slot[KV];
@@ -167,5 +169,10 @@ static void backward(attn_env *env, int layer, const attn_weights *w, const attn
     arena_release(scratch, mark);
 }
 
-const attn_variant attn_mla_decoupled = {
-    .name = "mla-decoupled", .params = params, .layout = layout, .forward = forward, .backward = backward};
+const attn_variant attn_mla_decoupled = {.name = "mla-decoupled",
+                                         .params = params,
+                                         .layout = layout,
+                                         .share = share,
+                                         .forward = forward,
+                                         .forward_rest = forward_rest,
+                                         .backward = backward};

@@ -90,26 +90,32 @@ static void project(attn_env *env, const attn_weights *w, attn_saved *saved, ten
     attn_rotate(env, saved->slot[QKV], 0, rotated_heads, false);
 }
 
-/* The latent c [N, R], complete on every rank. */
-static void compress(attn_env *env, int layer, const attn_weights *w, attn_saved *saved, tensor x, arena *scratch) {
+/* The latent c [N, R], complete on every rank behind the ticket. */
+static comm_ticket compress(attn_env *env, int layer, const attn_weights *w, attn_saved *saved, tensor x,
+                            arena *scratch) {
     tensor qkv = saved->slot[QKV], c = saved->slot[C];
     int64_t cols = head_cols(&env->dims);
     if (env->dims.prerope_hidden) {
         size_t mark = arena_mark(scratch);
         ops_linear(env->ops, c, rotated(env, x, scratch), w->weight[W_D], false);
         arena_release(scratch, mark);
-        return;
+        return 0;
     }
     ops_linear(env->ops, c, tensor_cols(qkv, cols, cols), w->weight[W_DK], false);
     ops_linear(env->ops, c, tensor_cols(qkv, 2 * cols, cols), w->weight[W_DV], true);
-    comm_all_reduce(env->tp, c.data, c.rows * c.cols, c.type, COMM_SUM, "latent", layer);
+    return comm_sum(env->tp, env->overlaps, c.data, c.rows * c.cols, c.type, "latent", layer);
 }
 
 static void forward(attn_env *env, int layer, const attn_weights *w, attn_saved *saved, tensor x, const tensor *out,
-                    bool again, arena *scratch) {
-    const attn_dims *d = &env->dims;
+                    bool again, attn_pending *pending, arena *scratch) {
     project(env, w, saved, x);
-    if (!again) compress(env, layer, w, saved, x, scratch);
+    if (!again) pending->started = compress(env, layer, w, saved, x, scratch);
+}
+
+static void forward_rest(attn_env *env, const attn_weights *w, attn_saved *saved, const tensor *out, bool again,
+                         const attn_pending *pending, arena *scratch) {
+    const attn_dims *d = &env->dims;
+    comm_wait(env->tp, pending->started);
     attn_latent_forward(env, saved->slot[C_NORMED], saved->vector[RSTD], saved->slot[C], w->weight[g_kv(d)]);
     ops_linear(env->ops, saved->slot[KV], saved->slot[C_NORMED], attn_joined(w->weight, w_uk(d), 2), false);
     attn_core_args args = core_args(env, saved);
@@ -143,17 +149,19 @@ static void backward_hidden(attn_env *env, const attn_weights *w, tensor x, tens
     arena_release(scratch, mark);
 }
 
+/* Pending: dqkv, whose k0 and v0 columns follow from dc, and the gradient of ch. */
+enum { DQKV, DNORMED };
+
 static void backward(attn_env *env, int layer, const attn_weights *w, const attn_saved *saved, tensor x, tensor dout,
-                     tensor dx, arena *scratch) {
+                     tensor dx, attn_pending *pending, arena *scratch) {
     const attn_dims *d = &env->dims;
-    size_t mark = arena_mark(scratch);
     int64_t cols = head_cols(d);
     tensor o = saved->slot[O], qkv = saved->slot[QKV], kv = saved->slot[KV], c = saved->slot[C];
+    tensor dqkv = pending->slot[DQKV] = arena_tensor(scratch, qkv.type, qkv.rows, qkv.cols);
+    tensor dnormed = pending->slot[DNORMED] = arena_tensor(scratch, c.type, c.rows, c.cols);
+    size_t mark = arena_mark(scratch);
     tensor grad_o = arena_tensor(scratch, o.type, o.rows, o.cols);
-    tensor dqkv = arena_tensor(scratch, qkv.type, qkv.rows, qkv.cols);
     tensor dkv = arena_tensor(scratch, kv.type, kv.rows, kv.cols);
-    tensor dnormed = arena_tensor(scratch, c.type, c.rows, c.cols);
-    tensor dc = arena_tensor(scratch, c.type, c.rows, c.cols);
     ops_linear_dx(env->ops, grad_o, dout, w->weight[w_o(d)], false);
     ops_linear_dw(env->ops, w->gradient[w_o(d)], dout, o, w->adds);
 
@@ -166,16 +174,32 @@ static void backward(attn_env *env, int layer, const attn_weights *w, const attn
 
     ops_linear_dw(env->ops, attn_joined(w->gradient, w_uk(d), 2), dkv, saved->slot[C_NORMED], w->adds);
     ops_linear_dx(env->ops, dnormed, dkv, attn_joined(w->weight, w_uk(d), 2), false);
+    arena_release(scratch, mark);
     if (!d->prerope_hidden)
-        comm_all_reduce(env->tp, dnormed.data, dnormed.rows * dnormed.cols, dnormed.type, COMM_SUM, "latent gradient",
-                        layer);
-    attn_latent_backward(env, dc, dnormed, c, saved->vector[RSTD], w->weight[g_kv(d)], w->gradient[g_kv(d)]);
+        pending->started = comm_sum(env->tp, env->overlaps, dnormed.data, dnormed.rows * dnormed.cols, dnormed.type,
+                                    "latent gradient", layer);
+}
+
+static void backward_rest(attn_env *env, const attn_weights *w, const attn_saved *saved, tensor x, tensor dx,
+                          const attn_pending *pending, arena *scratch) {
+    const attn_dims *d = &env->dims;
+    size_t mark = arena_mark(scratch);
+    tensor c = saved->slot[C], dqkv = pending->slot[DQKV];
+    tensor dc = arena_tensor(scratch, c.type, c.rows, c.cols);
+    comm_wait(env->tp, pending->started);
+    attn_latent_backward(env, dc, pending->slot[DNORMED], c, saved->vector[RSTD], w->weight[g_kv(d)],
+                         w->gradient[g_kv(d)]);
     if (d->prerope_hidden)
-        backward_hidden(env, w, x, tensor_cols(dqkv, 0, cols), dc, dx, scratch);
+        backward_hidden(env, w, x, tensor_cols(dqkv, 0, head_cols(d)), dc, dx, scratch);
     else
         backward_key(env, w, saved, x, dqkv, dc, dx);
     arena_release(scratch, mark);
 }
 
-const attn_variant attn_mla_prerope = {
-    .name = "mla-prerope", .params = params, .layout = layout, .forward = forward, .backward = backward};
+const attn_variant attn_mla_prerope = {.name = "mla-prerope",
+                                       .params = params,
+                                       .layout = layout,
+                                       .forward = forward,
+                                       .forward_rest = forward_rest,
+                                       .backward = backward,
+                                       .backward_rest = backward_rest};

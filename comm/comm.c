@@ -99,6 +99,12 @@ comm_ticket comm_sum_start(comm_group *g, void *data, int64_t count, dtype type,
     return g->given;
 }
 
+comm_ticket comm_sum(comm_group *g, bool beside, void *data, int64_t count, dtype type, const char *place, int layer) {
+    if (beside) return comm_sum_start(g, data, count, type, place, layer);
+    comm_all_reduce(g, data, count, type, COMM_SUM, place, layer);
+    return 0;
+}
+
 comm_ticket comm_reduce_scatter_start(comm_group *g, void *data, int64_t piece, dtype type, const char *place,
                                       int layer) {
     if (!begin_sum(g, "reduce-scatter", piece, type, place, layer)) return g->given;

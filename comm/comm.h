@@ -110,6 +110,9 @@ comm_ticket comm_broadcast_start(comm_group *g, void *data, int64_t count, dtype
 /* The sum, on all ranks, in place over count elements. */
 comm_ticket comm_sum_start(comm_group *g, void *data, int64_t count, dtype type, const char *place, int layer);
 
+/* comm_sum_start where something else goes on beside it; else comm_all_reduce, and 0. */
+comm_ticket comm_sum(comm_group *g, bool beside, void *data, int64_t count, dtype type, const char *place, int layer);
+
 /* data [size, piece] in place: rank r ends with the sum in piece r; what it has in the others is undefined. */
 comm_ticket comm_reduce_scatter_start(comm_group *g, void *data, int64_t piece, dtype type, const char *place,
                                       int layer);

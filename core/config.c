@@ -30,6 +30,7 @@ static names token_names = {"leads", "ends", NULL};
 static names decay_names = {"matrices", "all", NULL};
 static names precision_names = {"auto", "fp32", "bf16", NULL};
 static names recompute_names = {"none", "attention", "full", NULL};
+static names halves_names = {"auto", "on", "off", NULL};
 static names on_nan_names = {"stop", "skip", NULL};
 static names sigma2_names = {"trace", "median", "fit", NULL};
 static names behind_names = {"drop", "wait", NULL};
@@ -43,6 +44,7 @@ static names behind_names = {"drop", "wait", NULL};
 #define NAMES_config_decay     decay_names
 #define NAMES_config_precision precision_names
 #define NAMES_config_recompute recompute_names
+#define NAMES_config_halves    halves_names
 #define NAMES_config_on_nan    on_nan_names
 #define NAMES_config_sigma2    sigma2_names
 #define NAMES_config_behind    behind_names

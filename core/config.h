@@ -18,6 +18,7 @@ typedef enum config_token { TOKEN_LEADS, TOKEN_ENDS } config_token;
 typedef enum config_decay { DECAY_MATRICES, DECAY_ALL } config_decay;
 typedef enum config_precision { PRECISION_AUTO, PRECISION_FP32, PRECISION_BF16 } config_precision;
 typedef enum config_recompute { RECOMPUTE_NONE, RECOMPUTE_ATTENTION, RECOMPUTE_FULL } config_recompute;
+typedef enum config_halves { HALVES_AUTO, HALVES_ON, HALVES_OFF } config_halves;
 typedef enum config_on_nan { ON_NAN_STOP, ON_NAN_SKIP } config_on_nan;
 typedef enum config_sigma2 { SIGMA2_TRACE, SIGMA2_MEDIAN, SIGMA2_FIT } config_sigma2;
 typedef enum config_behind { BEHIND_DROP, BEHIND_WAIT } config_behind;

@@ -70,7 +70,10 @@
 #define CONFIG_PARALLEL(KEY)                                                                                           \
     KEY(tensor, I, , "1", 1, 65536, "P, tensor-parallel ranks")                                                        \
     KEY(data, I, , "", 1, 65536, "Q, data-parallel ranks; the default follows from the launch")                        \
-    KEY(zero, I, , "1", 0, 1, "1 shards master weights and optimizer state over the data-parallel ranks")
+    KEY(zero, I, , "1", 0, 1, "1 shards master weights and optimizer state over the data-parallel ranks")              \
+    KEY(halves, E, config_halves, "auto", 0, 0,                                                                        \
+        "on: one half of a micro-batch goes on while the other is summed over the tensor-parallel ranks; auto is on "  \
+        "on GPUs, off on CPUs")
 
 #define CONFIG_DIAGNOSTICS(KEY)                                                                                        \
     KEY(ranks, I, , "1", 0, 1024, "diagnostics ranks, which divide the layers; 0 turns spectra off")                   \

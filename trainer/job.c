@@ -85,6 +85,7 @@ static status build_model(job *j) {
     config c = j->c;
     char none[] = "";
     if (j->resume.reads) c.train.init_from = none;
+    if (c.parallel.halves == HALVES_AUTO) c.parallel.halves = j->ops.context ? HALVES_ON : HALVES_OFF;
     return model_create(&j->model, &c, &j->ops, j->core, &j->tp, &j->dp, j->micro_batch);
 }
 

@@ -1,4 +1,4 @@
-#include "trainer/model.h"
+#include "trainer/model_private.h"
 
 #include "comm/count.h"
 #include "core/ops/profile.h"
@@ -85,31 +85,16 @@ static float *floats(arena *a, int64_t count) {
     return arena_push(a, (size_t)count * sizeof(float));
 }
 
-/* Whether the forward pass of a whole layer is run again from its input. */
-static bool recomputes_all(const model *m) {
-    return m->attention.dims.recompute == RECOMPUTE_FULL;
-}
-
-/* The last layer's activations are still in their room when its backward pass begins. */
-static bool recomputes(const model *m, int index) {
-    return m->attention.dims.recompute != RECOMPUTE_NONE && index < m->layers - 1;
-}
-
-/* middle is a sum over the ranks: where there are several it is kept, so that nothing is communicated twice. */
-static bool keeps_middle(const model *m) {
-    return !recomputes_all(m) || m->tp->size > 1;
-}
-
 /* Of the layer's activations those that are kept until the backward pass, or the others. */
 static void reserve_activations(model *m, model_layer *layer, dtype type, bool kept, arena *a) {
     int64_t d = m->width, f = m->params.list[layer->gate].rows;
-    bool keeps = !recomputes_all(m);
+    bool keeps = !model_recomputes_all(m);
     const struct {
         tensor *at;
         int64_t cols;
         bool kept;
     } parts[] = {
-        {&layer->input, d, true},   {&layer->attention_in, d, keeps}, {&layer->middle, d, keeps_middle(m)},
+        {&layer->input, d, true},   {&layer->attention_in, d, keeps}, {&layer->middle, d, model_keeps_middle(m)},
         {&layer->mlp_in, d, keeps}, {&layer->gate_up, 2 * f, keeps},
     };
     for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
@@ -179,7 +164,12 @@ static status describe(model *m, const config *c, ops *o, const attn_core *core,
         .norm_eps = (float)c->model.norm_eps,
         .tied = c->model.tie_embeddings,
     };
-    m->attention = (attn_env){.ops = o, .core = core, .tp = tp};
+    m->parts = tp->size > 1 && batch > 1 && c->parallel.halves == HALVES_ON ? 2 : 1;
+    for (int p = 0; p < m->parts; p++) {
+        int64_t first = batch * p / m->parts;
+        m->part[p] = (model_part){.first = first, .count = batch * (p + 1) / m->parts - first};
+    }
+    m->attention = (attn_env){.ops = o, .core = core, .tp = tp, .overlaps = m->parts > 1};
     TRY(attn_dims_from_config(&m->attention.dims, c, tp->size, batch, m->context));
     m->chunk = o->logit_elements / m->vocab;
     m->chunk = m->chunk < CHUNK_ROWS ? CHUNK_ROWS : m->chunk - m->chunk % CHUNK_ROWS;
@@ -268,85 +258,19 @@ void model_free(model *m) {
 
 /* ---------------------------------------------------------------- forward */
 
-static const float *gain(const model *m, int i) {
-    return params_weight(&m->params, i).data;
-}
-
-/* W_gate and W_up are stored one behind the other. */
-static tensor gate_up(tensor gate) {
-    gate.rows *= 2;
-    return gate;
-}
-
-/* Bucket b's weights are read from here on. */
-static void need_bucket(model *m, int b) {
-    comm_wait(m->dp, m->params.bucket[b].arrival);
-}
-
-static void sum_over_tp(model *m, tensor t, const char *place, int layer) {
-    comm_all_reduce(m->tp, t.data, t.rows * t.cols, t.type, COMM_SUM, place, layer);
-}
-
-/* A point of the residual stream and the norm that reads it. */
-typedef struct stream_point {
-    tensor x, normed;
-    float *rstd;
-    int norm; /* parameter */
-} stream_point;
-
-/* Where the stream enters layer `index`, or the final norm. */
-static stream_point entry(const model *m, int index) {
-    if (index == m->layers) return (stream_point){m->output, m->final_in, m->rstd, m->final_norm};
-    const model_layer *l = &m->layer[index];
-    return (stream_point){l->input, l->attention_in, l->rstd1, l->attention_norm};
-}
-
-/* The branch joins the stream, which is then normed. */
-static void join(model *m, stream_point to, tensor from) {
-    m->ops->add_rmsnorm_forward(m->ops, to.x, to.normed, to.rstd, from, m->branch, gain(m, to.norm), m->norm_eps);
-}
-
-static stream_point middle(const model_layer *l) {
-    return (stream_point){l->middle, l->mlp_in, l->rstd2, l->mlp_norm};
-}
-
-/* The norm of a point where the stream already is. */
-static void norm(model *m, stream_point at) {
-    m->ops->rmsnorm_forward(m->ops, at.normed, at.rstd, at.x, gain(m, at.norm), m->norm_eps);
-}
-
-static void forward_gate_up(model *m, model_layer *l) {
-    ops_linear(m->ops, l->gate_up, l->mlp_in, gate_up(params_weight(&m->params, l->gate)), false);
-}
-
-/* Room for SwiGLU's result, or its gradient, until the arena is released. */
-static tensor hidden_room(model *m, const model_layer *l) {
-    return arena_tensor(&m->memory, l->gate_up.type, l->gate_up.rows, l->gate_up.cols / 2);
-}
-
-/* From attention_in of layer `index` to the normed entry of the next. */
-static void forward_layer(model *m, int index) {
-    model_layer *l = &m->layer[index];
-    profile_enter(m->ops->profile, PROFILE_PROJECTIONS);
-    m->variant->forward(&m->attention, index, &l->weights, &l->saved, l->attention_in, &m->branch, false, &m->memory);
-    sum_over_tp(m, m->branch, "attention output", index);
-    profile_enter(m->ops->profile, PROFILE_MLP);
-    join(m, middle(l), l->input);
-
-    size_t mark = arena_mark(&m->memory);
-    tensor hidden = hidden_room(m, l);
-    forward_gate_up(m, l);
-    m->ops->swiglu_forward(m->ops, hidden, l->gate_up);
-    ops_linear(m->ops, m->branch, hidden, params_weight(&m->params, l->down), false);
-    arena_release(&m->memory, mark);
-    sum_over_tp(m, m->branch, "mlp output", index);
-    join(m, entry(m, index + 1), l->middle);
-}
-
 /* What a pass of the embedding reads and writes: activations, and where the row is this rank's so many bytes of it. */
 static double embedding_bytes(const model *m, size_t of_row) {
     size_t activation = dtype_bytes(m->ops->activation);
     return (double)(m->tokens * m->width) * ((double)activation + (double)of_row / m->tp->size);
+}
+
+static void embed(model *m, int p) {
+    ops *o = m->ops;
+    tensor x = m->layer[0].input;
+    const int32_t *tokens = m->input ? m->input + m->part[p].first * m->context : NULL;
+    o->embedding_forward(o, layers_rows(m, p, x), params_weight(&m->params, m->embedding), tokens,
+                         m->params.list[m->embedding].row);
+    layers_sum(m, p, x, "embedding", -1);
 }
 
 /* From tokens to final_in, the normed output. */
@@ -354,22 +278,14 @@ static void forward(model *m, const int32_t *input, const int32_t *target) {
     ops *o = m->ops;
     size_t bytes = (size_t)m->tokens * sizeof *input;
     profile_enter(o->profile, PROFILE_EMBEDDING);
+    profile_bytes(o->profile, embedding_bytes(m, dtype_bytes(o->activation)));
     o->upload(o, m->input, input, bytes);
     o->upload(o, m->target, target, bytes);
-    stream_point first = entry(m, 0);
-    need_bucket(m, m->params.list[m->embedding].bucket);
-    o->embedding_forward(o, first.x, params_weight(&m->params, m->embedding), m->input,
-                         m->params.list[m->embedding].row);
-    profile_bytes(o->profile, embedding_bytes(m, dtype_bytes(first.x.type)));
-    sum_over_tp(m, first.x, "embedding", -1);
-    profile_enter(o->profile, PROFILE_PROJECTIONS);
-    for (int b = m->params.sharded_buckets; b < m->params.buckets; b++) need_bucket(m, b);
-    norm(m, first);
-    for (int i = 0; i < m->layers; i++) {
-        need_bucket(m, m->first_layer_bucket + i);
-        forward_layer(m, i);
-    }
-    need_bucket(m, m->params.list[m->head].bucket);
+    model_need_bucket(m, m->params.list[m->embedding].bucket);
+    for (int p = 0; p < m->parts; p++) embed(m, p);
+    for (int b = m->params.sharded_buckets; b < m->params.buckets; b++) model_need_bucket(m, b);
+    layers_forward(m);
+    model_need_bucket(m, m->params.list[m->head].bucket);
 }
 
 /* Some rows of the output on their way through the head. */
@@ -446,11 +362,7 @@ static void head_train(model *m, float scale, bool adds) {
         ops_linear_dx(o, tensor_rows(m->dbranch, first, c.n), c.logits, params_weight(&m->params, m->head), false);
     }
     arena_release(&m->memory, mark);
-    sum_over_tp(m, m->dbranch, "head gradient", -1);
-}
-
-static float *gain_gradient(const model *m, int i) {
-    return params_gradient(&m->params, i).data;
+    comm_all_reduce(m->tp, m->dbranch.data, m->tokens * m->width, m->dbranch.type, COMM_SUM, "head gradient", -1);
 }
 
 void model_reduce_bucket(model *m, int b, int layer) {
@@ -472,54 +384,10 @@ void model_note_own(model *m, int64_t first, int64_t count) {
     profile_enter(m->ops->profile, before);
 }
 
-/* Bucket b of sharded parameters is complete on this rank. */
-static void complete_bucket(model *m, int b, int layer) {
+void model_complete_bucket(model *m, int b, int layer) {
     const param_bucket *bucket = &m->params.bucket[b];
     model_note_own(m, bucket->first, m->params.pieces * bucket->piece);
     model_reduce_bucket(m, b, layer);
-}
-
-/* What the forward pass of layer `index` did not keep, by the same operations. */
-static void forward_again(model *m, int index) {
-    model_layer *l = &m->layer[index];
-    bool all = recomputes_all(m), joins = !keeps_middle(m);
-    profile_enter(m->ops->profile, PROFILE_PROJECTIONS);
-    if (all) norm(m, entry(m, index));
-    m->variant->forward(&m->attention, index, &l->weights, &l->saved, l->attention_in, joins ? &m->branch : NULL, true,
-                        &m->memory);
-    profile_enter(m->ops->profile, PROFILE_MLP);
-    if (joins)
-        join(m, middle(l), l->input);
-    else if (all)
-        norm(m, middle(l));
-    if (all) forward_gate_up(m, l);
-}
-
-/* dx: gradient of the layer's output in, of its input out. adds: to the gradients of its weights. */
-static void backward_layer(model *m, int index, bool adds) {
-    ops *o = m->ops;
-    model_layer *l = &m->layer[index];
-    if (recomputes(m, index)) forward_again(m, index);
-    size_t mark = arena_mark(&m->memory);
-    profile_enter(o->profile, PROFILE_MLP);
-    tensor hidden = hidden_room(m, l); /* its gradient first */
-    ops_linear_dx(o, hidden, m->dx, params_weight(&m->params, l->down), false);
-    o->swiglu_backward(o, l->gate_up, hidden, l->gate_up);
-    ops_linear_dw(o, params_gradient(&m->params, l->down), m->dx, hidden, adds);
-    ops_linear_dw(o, gate_up(params_gradient(&m->params, l->gate)), l->gate_up, l->mlp_in, adds);
-    ops_linear_dx(o, m->dbranch, l->gate_up, gate_up(params_weight(&m->params, l->gate)), false);
-    arena_release(&m->memory, mark);
-    sum_over_tp(m, m->dbranch, "mlp gradient", index);
-    comm_progress(m->dp); /* of the layers above */
-    o->rmsnorm_backward(o, m->dx, true, gain_gradient(m, l->mlp_norm), m->dbranch, l->middle, gain(m, l->mlp_norm),
-                        l->rstd2);
-
-    profile_enter(o->profile, PROFILE_PROJECTIONS);
-    l->weights.adds = adds;
-    m->variant->backward(&m->attention, index, &l->weights, &l->saved, l->attention_in, m->dx, m->dbranch, &m->memory);
-    sum_over_tp(m, m->dbranch, "attention gradient", index);
-    o->rmsnorm_backward(o, m->dx, true, gain_gradient(m, l->attention_norm), m->dbranch, l->input,
-                        gain(m, l->attention_norm), l->rstd1);
 }
 
 /* Those that every micro-batch adds to: products overwrite the matrices' in the first, but not the embedding's. */
@@ -542,18 +410,15 @@ void model_train(model *m, const int32_t *input, const int32_t *target, float sc
     if (first) zero_gradients(m);
     forward(m, input, target);
     head_train(m, scale, !first);
-    if (last && !m->tied) complete_bucket(m, m->params.list[m->head].bucket, -1);
-    o->rmsnorm_backward(o, m->dx, false, gain_gradient(m, m->final_norm), m->dbranch, m->output, gain(m, m->final_norm),
-                        m->rstd);
-    for (int i = m->layers - 1; i >= 0; i--) {
-        backward_layer(m, i, !first);
-        if (last) complete_bucket(m, m->first_layer_bucket + i, i);
-    }
+    if (last && !m->tied) model_complete_bucket(m, m->params.list[m->head].bucket, -1);
+    o->rmsnorm_backward(o, m->dx, false, model_gain_gradient(m, m->final_norm), m->dbranch, m->output,
+                        model_gain(m, m->final_norm), m->rstd);
+    layers_backward(m, !first, last);
     profile_enter(o->profile, PROFILE_EMBEDDING);
     o->embedding_backward(o, params_gradient(&m->params, m->embedding), m->dx, m->input,
                           m->params.list[m->embedding].row);
     profile_bytes(o->profile, embedding_bytes(m, 2 * sizeof(float)));
-    if (last) complete_bucket(m, m->params.list[m->embedding].bucket, -1);
+    if (last) model_complete_bucket(m, m->params.list[m->embedding].bucket, -1);
     profile_enter(o->profile, PROFILE_IDLE);
 }
 

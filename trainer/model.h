@@ -24,11 +24,21 @@ typedef struct model_layer {
 /* Reports under way at most, one a slot. */
 enum { MODEL_REPORTS = 2 };
 
+/* Samples [first, first + count) of a micro-batch: what is computed at a time (trainer/layers.c). */
+typedef struct model_part {
+    int64_t first, count;
+    comm_ticket sum; /* over the tensor-parallel ranks, of what the last stage made of the part's rows */
+} model_part;
+
+enum { MODEL_PARTS = 2 };
+
 typedef struct model {
     ops *ops;
     comm_group *tp, *dp;
     const attn_variant *variant;
-    attn_env attention;
+    attn_env attention; /* of all samples */
+    int parts;
+    model_part part[MODEL_PARTS];
     params params;
     int layers;
     int64_t width, ffn, vocab, batch, context, tokens; /* tokens: N */
@@ -62,8 +72,9 @@ typedef struct model_needs {          /* what one rank needs, found by a step ov
 
 /* Builds the model on device o for micro-batches of `batch` samples; weights start from c->train.init_from
  * (its failures: trainer/weights.h), or where none is named from c->run.seed. With c->parallel.zero master weights and
- * moments are cut over dp. CONFIG when the shapes cannot be split over tp or memory is too small. The caller frees with
- * model_free in any case. */
+ * moments are cut over dp; with c->parallel.halves on (auto is off here) the layers work on two parts of a micro-batch
+ * where there are several tensor-parallel ranks and samples. CONFIG when the shapes cannot be split over tp or memory
+ * is too small. The caller frees with model_free in any case. */
 status model_create(model *out, const config *c, ops *o, const attn_core *core, comm_group *tp, comm_group *dp,
                     int64_t batch);
 

@@ -71,6 +71,7 @@ static status compare_recomputes(plan *p, const config *c, model *m, double *flo
     const attn_core *core = on_gpu(c) ? &attn_core_cuda_room : &attn_core_cpu;
     int64_t logits = on_gpu(c) ? OPS_CUDA_LOGITS : OPS_CPU_LOGITS;
     config choice = *c;
+    if (choice.parallel.halves == HALVES_AUTO) choice.parallel.halves = on_gpu(c) ? HALVES_ON : HALVES_OFF;
     for (int i = 0; i < PLAN_RECOMPUTES; i++) {
         model described = {0};
         model_needs needs = {0};

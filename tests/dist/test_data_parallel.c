@@ -1,6 +1,7 @@
 /* Data parallelism: the same model over P x Q ranks as on one (same_run.h), with and without ZeRO-1, for every split of
  * the world with Q > 1 and for accumulation; twenty steps of training; what each rank owns, takes and sends. Run with 2
  * to 4 ranks. */
+#include "late.h"
 #include "same_run.h"
 
 #include "trainer/agreement.h"
@@ -72,6 +73,10 @@ static void decoupled(void **state) {
 }
 static void decoupled_at_once(void **state) {
     static const char *const settings[] = {DECOUPLED};
+    over_layouts(settings, COUNT(settings), at_once);
+}
+static void decoupled_in_halves(void **state) {
+    static const char *const settings[] = {DECOUPLED, "parallel.halves=on"};
     over_layouts(settings, COUNT(settings), at_once);
 }
 
@@ -149,49 +154,6 @@ static void twenty_steps_decoupled(void **state) {
 
 /* ---------------------------------------------------------------- weights that arrive late */
 
-/* MPI as slow as can be: what is to be gathered does not move before it is waited for. */
-enum { MOST_LATE = 64 };
-
-typedef struct late_gather {
-    void *data;
-    int64_t piece;
-    dtype type;
-    comm_ticket ticket;
-} late_gather;
-
-static struct {
-    comm_backend backend;
-    const comm_backend *mpi;
-    late_gather gathers[MOST_LATE];
-    int first, count; /* of those that nobody has waited for */
-} late;
-
-static void late_all_gather_start(comm_group *g, void *data, int64_t piece, dtype type) {
-    assert_true(late.count < MOST_LATE);
-    late.gathers[late.count++] = (late_gather){data, piece, type, g->given};
-}
-
-/* One at a time, or all before a step's end. */
-static void late_wait(comm_group *g, comm_ticket last) {
-    int moved = 0;
-    for (; late.first < late.count && late.gathers[late.first].ticket <= last; late.first++, moved++) {
-        late_gather *it = &late.gathers[late.first];
-        late.mpi->all_gather_start(g, it->data, it->piece, it->type);
-    }
-    assert_true(moved <= 1);
-    if (late.first == late.count) late.first = late.count = 0;
-    late.mpi->wait(g, g->given);
-}
-
-static void arrive_late(comm_group *g) {
-    late.mpi = g->backend;
-    late.backend = *g->backend;
-    late.backend.all_gather_start = late_all_gather_start;
-    late.backend.wait = late_wait;
-    late.first = late.count = 0;
-    g->backend = &late.backend;
-}
-
 static int gathered_buckets(const params *p) {
     int count = 0;
     for (int b = 0; b < p->buckets; b++) count += p->bucket[b].piece > 0;
@@ -206,13 +168,14 @@ static void check_late(const char *const *settings, int count, int tp) {
     for (int is_late = 0; is_late < 2; is_late++) {
         run r;
         open_run(&r, settings, count, tp, BATCH * tp / world_size());
-        bool cut = r.model.params.pieces > 1 && strcmp(r.dp.backend->name, "mpi") == 0;
-        if (is_late && cut) arrive_late(&r.dp);
+        late slow;
+        bool cut = r.model.params.pieces > 1 && late_can(&r.dp);
+        if (is_late && cut) late_make(&slow, &r.dp);
         for (int step = 0; step < 3; step++) {
             losses[is_late][step][0] = train_pass(&r, tokens, tokens);
             optimizer_norm(&r.model);
             optimizer_update(&r.model, &r.config, 1e-2);
-            if (is_late && cut) assert_int_equal(late.count, gathered_buckets(&r.model.params));
+            if (is_late && cut) assert_int_equal(slow.count, gathered_buckets(&r.model.params));
             if (step == 1) model_evaluate(&r.model, tokens, tokens, 1);
             model_reduce_loss(&r.model);
             losses[is_late][step][1] = model_take_loss(&r.model);
@@ -494,6 +457,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(prerope_hidden),
     cmocka_unit_test(decoupled),
     cmocka_unit_test(decoupled_at_once),
+    cmocka_unit_test(decoupled_in_halves),
     cmocka_unit_test(twenty_steps_mha),
     cmocka_unit_test(twenty_steps_prerope),
     cmocka_unit_test(twenty_steps_decoupled),

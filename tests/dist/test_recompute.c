@@ -100,13 +100,22 @@ static void check_mode(const char *const *settings, int count, int tp, const cha
 }
 
 /* The choices at every split of the world that the model's heads allow. */
-static void check_recomputed(const char *const *settings, int count) {
+static void check_splits(const char *const *settings, int count) {
     for (int tp = 1; tp <= world_size(); tp *= 2) {
         outcome want = train(settings, count, tp, "train.recompute=none");
         check_mode(settings, count, tp, "train.recompute=attention", &want);
         check_mode(settings, count, tp, "train.recompute=full", &want);
         free_outcome(&want);
     }
+}
+
+/* Without and with halves. */
+static void check_recomputed(const char *const *settings, int count) {
+    const char *all[MOST_SETTINGS];
+    memcpy(all, settings, (size_t)count * sizeof *all);
+    all[count] = "parallel.halves=on";
+    check_splits(all, count);
+    if (world_size() > 1) check_splits(all, count + 1);
 }
 
 #define CHECK(...)                                                                                                     \

@@ -1,5 +1,7 @@
 /* Tensor parallelism: the same model over P ranks as on one (same_run.h), whole steps and attention sublayers alone
  * with a random output gradient, for every variant. Run with 2 and 4 ranks. */
+#include "attention_pass.h"
+#include "late.h"
 #include "same_run.h"
 
 /* One layer's attention with a random output gradient: out and dx summed over TP, weight gradients after the step's
@@ -14,10 +16,10 @@ static void attention_pass(run *r, int layer, const float *x, const float *dout,
     tensor result = test_to_device(o, x, n, d);
     o->zero(o, m->params.gradient, (size_t)params_total(&m->params) * sizeof(float));
     l->weights.adds = true;
-    m->variant->forward(&m->attention, layer, &l->weights, &l->saved, tx, &result, false, &m->memory);
+    attention_forward(m, layer, tx, result);
     comm_all_reduce(&r->tp, result.data, n * d, DTYPE_F32, COMM_SUM, "test output", layer);
     o->download(o, out, result.data, bytes);
-    m->variant->backward(&m->attention, layer, &l->weights, &l->saved, tx, tdout, result, &m->memory);
+    attention_backward(m, layer, tx, tdout, result);
     comm_all_reduce(&r->tp, result.data, n * d, DTYPE_F32, COMM_SUM, "test gradient", layer);
     o->download(o, dx, result.data, bytes);
     optimizer_reduce(m);
@@ -42,6 +44,29 @@ static void check_attention(run *r, run *alone) {
     free(block);
 }
 
+/* A step in two halves of the micro-batch, by a group whose sums come late, with the samples at once, by three (halves
+ * of one and two) and one by one, where there are no halves. */
+static void check_halves(const char *const *settings, int count) {
+    static const int64_t micro_batches[] = {1, BATCH / 3, BATCH};
+    const char *all[MOST_SETTINGS];
+    memcpy(all, settings, (size_t)count * sizeof *all);
+    all[count] = "parallel.halves=on";
+    for (int i = 0; i < 3; i++) {
+        run alone, r;
+        late slow;
+        open_run(&alone, settings, count, 0, 1);
+        open_run(&r, all, count + 1, world_size(), (int)micro_batches[i]);
+        assert_int_equal(r.model.parts, i < 2 ? 2 : 1);
+        if (i == 1) assert_true(r.model.part[0].count == 1 && r.model.part[1].count == 2);
+        if (late_can(&r.tp)) late_make(&slow, &r.tp);
+        set_weights(&alone);
+        set_weights(&r);
+        check_step(&r, &alone);
+        close_run(&r);
+        close_run(&alone);
+    }
+}
+
 /* Everything over P = world_size() ranks. */
 static void check_all(const char *const *settings, int count) {
     run alone, r;
@@ -50,10 +75,12 @@ static void check_all(const char *const *settings, int count) {
     check_initial_weights(&r, &alone);
     set_weights(&alone);
     set_weights(&r);
+    assert_int_equal(r.model.parts, 1);
     check_attention(&r, &alone);
     check_step(&r, &alone);
     close_run(&r);
     close_run(&alone);
+    check_halves(settings, count);
 }
 
 #define CHECK_ALL(...)                                                                                                 \
@@ -129,9 +156,37 @@ static void loss_of_initial_weights(void **state) {
     close_run(&alone);
 }
 
+/* While a part is waited for the other's sum is under way: but for the two ends of a pass, and in the decoupled
+ * variant, where all samples come before the rotary key, once before it and once behind it in each layer. */
+static void check_under_way(const char *const *settings, int count, int alone) {
+    const char *all[MOST_SETTINGS];
+    int32_t tokens[BATCH * CONTEXT];
+    run r;
+    late slow;
+    memcpy(all, settings, (size_t)count * sizeof *all);
+    all[count] = "parallel.halves=on";
+    draw_tokens(tokens, 3);
+    open_run(&r, all, count + 1, world_size(), 1);
+    if (late_can(&r.tp)) {
+        late_make(&slow, &r.tp);
+        train_pass(&r, tokens, tokens);
+        assert_int_equal(slow.alone, alone);
+        assert_int_equal(slow.count, 0);
+    }
+    close_run(&r);
+}
+
+static void something_is_under_way(void **state) {
+    static const char *const mha_settings[] = {"attention.variant=mha"}, *const key[] = {KEY_VALUES},
+                             *const rotary[] = {DECOUPLED};
+    check_under_way(mha_settings, 1, 2);
+    check_under_way(key, sizeof key / sizeof *key, 2);
+    check_under_way(rotary, sizeof rotary / sizeof *rotary, 2 + 2 * LAYERS);
+}
+
 /* The same call gives the same bits. */
-static void the_same_bits_again(void **state) {
-    static const char *const settings[] = {DECOUPLED};
+static void check_the_same_bits(const char *halves) {
+    const char *const settings[] = {DECOUPLED, halves};
     run r;
     open_run(&r, settings, sizeof settings / sizeof *settings, world_size(), 1);
     set_weights(&r);
@@ -153,6 +208,11 @@ static void the_same_bits_again(void **state) {
     close_run(&r);
 }
 
+static void the_same_bits_again(void **state) {
+    check_the_same_bits("parallel.halves=off");
+    check_the_same_bits("parallel.halves=on");
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(mha),
     cmocka_unit_test(mha_tied_embeddings),
@@ -165,6 +225,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(decoupled_query_latent_without_norm),
     cmocka_unit_test(grouped_heads_split_or_refused),
     cmocka_unit_test(loss_of_initial_weights),
+    cmocka_unit_test(something_is_under_way),
     cmocka_unit_test(the_same_bits_again),
 };
 

@@ -98,9 +98,10 @@ class Train(harness.RunTest):
         for variant in VARIANTS:
             config = self.config(attention=dict(variant=variant), diagnostics=dict(ranks=0))
             want = self.losses(self.train(1, config, variant + "-1x1"))
-            for tensor, data in ((2, 1), (1, 2), (2, 2), (4, 1)):
-                run = f"{variant}-{tensor}x{data}"
-                got = self.losses(self.train(tensor * data, config, run, f"parallel.tensor={tensor}"))
+            for tensor, data, halves in ((2, 1, "off"), (2, 1, "on"), (1, 2, "on"), (2, 2, "on"), (4, 1, "auto")):
+                run = f"{variant}-{tensor}x{data}-{halves}"
+                got = self.losses(self.train(tensor * data, config, run, f"parallel.tensor={tensor}",
+                                             f"parallel.halves={halves}"))
                 for a, b in zip(got, want, strict=True):
                     self.assertAlmostEqual(a, b, delta=2e-5 * want[0])
 

@@ -4,6 +4,7 @@
  * gradients for a random output gradient. In fp32 each within TOLERANCE twice: by norm, and the worst element against
  * the largest, so that neither small rows nor single elements hide. In bf16 each by norm within twice the error that
  * the file gives for a naive bf16 version. */
+#include "attention_pass.h"
 #include "core/safetensors.h"
 #include "device.h"
 #include "trainer/model.h"
@@ -213,9 +214,9 @@ static void check_sublayer(golden *g) {
     m->ops->zero(m->ops, m->params.gradient, (size_t)params_total(&m->params) * sizeof(float));
     layer->weights.adds = true;
     size_t mark = arena_mark(&m->memory);
-    m->variant->forward(&m->attention, 0, &layer->weights, &layer->saved, in, &out, false, &m->memory);
+    attention_forward(m, 0, in, out);
     check_tensor(g, "sublayer.out", out);
-    m->variant->backward(&m->attention, 0, &layer->weights, &layer->saved, in, grad_out, dx, &m->memory);
+    attention_backward(m, 0, in, grad_out, dx);
     check_tensor(g, "sublayer.dx", dx);
     assert_int_equal(arena_mark(&m->memory), mark);
     for (int i = 0; i < layer->attention_count; i++) {

@@ -21,7 +21,8 @@ class SameRunTest(RunTest):
                              train=dict(steps=STEPS, global_batch=8, micro_batch=4, warmup=5, precision="fp32"),
                              diagnostics=dict(every=10))
         runs = {"one GPU": (2, "run.device=cuda"),
-                "TP 2": (3, "run.device=cuda", "parallel.tensor=2"),
+                "TP 2": (3, "run.device=cuda", "parallel.tensor=2", "parallel.halves=off"),
+                "TP 2 in halves": (3, "run.device=cuda", "parallel.tensor=2"),
                 "DP 2": (3, "run.device=cuda", "parallel.zero=0"),
                 "DP 2 ZeRO": (3, "run.device=cuda", "parallel.zero=1"),
                 "CPU": (2, "run.device=cpu")}

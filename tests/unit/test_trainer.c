@@ -306,6 +306,40 @@ static void test_the_plan_shows_what_is_saved(void **state) {
     config_free(&c);
 }
 
+/* Halves send the same in twice as many sums of the embedding, the sublayers and prerope's latents; the rotary key goes
+ * once a layer, and the head's gradient is one sum. */
+static void check_halves(const char *variant, const char *device, const char *samples, int64_t more) {
+    const char *settings[] = {"model.size=tiny",   "train.warmup=0", "train.global_batch=4", variant, device,
+                              "parallel.tensor=2", samples};
+    config c;
+    plan p[3];
+    check_status(config_load(&c, NULL, settings, sizeof settings / sizeof *settings), STATUS_OK);
+    assert_int_equal(c.parallel.halves, HALVES_AUTO);
+    for (int halves = HALVES_AUTO; halves <= HALVES_OFF; halves++) {
+        c.parallel.halves = (config_halves)halves;
+        check_status(plan_make(&p[halves], &c), STATUS_OK);
+    }
+    const plan *likely = &p[c.run.device == DEVICE_CUDA ? HALVES_ON : HALVES_OFF];
+    assert_int_equal(p[HALVES_ON].rank0.tp_collectives - p[HALVES_OFF].rank0.tp_collectives, more);
+    assert_int_equal(p[HALVES_ON].rank0.tp_bytes, p[HALVES_OFF].rank0.tp_bytes);
+    check_near(p[HALVES_ON].step_flops, p[HALVES_OFF].step_flops, 0);
+    assert_true(p[HALVES_ON].rank0.bytes <= p[HALVES_OFF].rank0.bytes);
+    assert_int_equal(p[HALVES_AUTO].rank0.tp_collectives, likely->rank0.tp_collectives);
+    assert_int_equal(p[HALVES_AUTO].rank0.bytes, likely->rank0.bytes);
+    config_free(&c);
+}
+
+static void test_halves_send_the_same(void **state) {
+    enum { L = 4 };
+    static const char *const devices[] = {"run.device=cpu", "run.device=cuda"};
+    for (int i = 0; i < 2; i++) {
+        check_halves("attention.variant=mha", devices[i], "train.micro_batch=4", 1 + 4 * L);
+        check_halves("attention.variant=mla-prerope", devices[i], "train.micro_batch=4", 1 + 6 * L);
+        check_halves("attention.variant=mla-decoupled", devices[i], "train.micro_batch=4", 1 + 4 * L);
+        check_halves("attention.variant=mla-decoupled", devices[i], "train.micro_batch=1", 0);
+    }
+}
+
 /* For each choice: the memory that a model takes, and what is multiplied again as a sum over matrices. */
 static void check_recomputes(const char *split, bool keeps_middle) {
     const double layers = 3, width = 32, ffn = 20, vocab = 62, context = 24, samples = 2, tokens = samples * context;
@@ -428,6 +462,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_pieces_hold_every_element_once),
     cmocka_unit_test(test_the_plan_counts_what_data_parallelism_sends),
     cmocka_unit_test(test_the_plan_shows_what_is_saved),
+    cmocka_unit_test(test_halves_send_the_same),
     cmocka_unit_test(test_the_plan_compares_recomputations),
     cmocka_unit_test(test_each_recomputation_keeps_what_it_says),
     cmocka_unit_test(test_the_plan_counts_the_scratch_of_gpus),
