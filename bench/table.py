@@ -24,6 +24,9 @@ def read(folder):
 
 
 def markdown(head, rows):
+    """Empty without rows."""
+    if not rows:
+        return ""
     text = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join(text + ["| " + " | ".join(str(c) for c in row) + " |" for row in rows])
 
@@ -80,8 +83,9 @@ def attention(lines):
 
 def tables(folder):
     lines = read(folder)
-    return (f"A training step (bf16 on GPUs, fp32 on CPUs), both programs in one run:\n\n{steps(lines)}\n\n"
-            f"Causal attention in bf16, both in one run:\n\n{attention(lines)}\n")
+    parts = (("A training step (bf16 on GPUs, fp32 on CPUs), both programs in one run:", steps(lines)),
+             ("Causal attention in bf16, both in one run:", attention(lines)))
+    return "\n".join(f"{title}\n\n{table}\n" for title, table in parts if table)
 
 
 def replace(path, text):
