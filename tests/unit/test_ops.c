@@ -1,5 +1,6 @@
 /* Every operation of the CPU table against plain double arithmetic: odd shapes, strided views, 1 and 2 threads.
  * Backward passes are held against central differences of a forward pass written here, not against formulas. */
+#include "core/ops/cpu/product.h"
 #include "core/ops/cpu/vector.h"
 #include "core/ops/ops.h"
 #include "inputs.h"
@@ -83,12 +84,96 @@ static void check_product(int64_t m, int64_t n, int64_t k, bool ta, bool tb, flo
 }
 
 static void test_matmul(void **state) {
-    static const int64_t shapes[][3] = {{1, 1, 1}, {7, 5, 3}, {1, 33, 72}, {65, 1, 17}, {33, 65, 17}, {130, 72, 61}};
+    static const int64_t shapes[][3] = {{1, 1, 1},    {7, 5, 3},    {1, 33, 72},    {65, 1, 17},
+                                        {33, 65, 17}, {45, 48, 61}, {57, 300, 257}, {130, 72, 530}};
     static const float betas[] = {0, 1, 0.5f};
     for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
         for (int flags = 0; flags < 4; flags++)
             for (int b = 0; b < 3; b++)
                 check_product(shapes[s][0], shapes[s][1], shapes[s][2], flags & 1, flags & 2, betas[b]);
+}
+
+/* Rows of a so far apart that they are gathered first; more of them than are gathered at a time. Where products are not
+ * OpenBLAS's, any number of threads gives the same bits. */
+static void test_products_of_rows_that_share_cache_sets(void **state) {
+    enum { M = 61, N = 37, K = 270, LD = 512 };
+    static float a[K * LD], b[K * N], y[M * N], alone[M * N], room[K * (N + 31)] __attribute__((aligned(64)));
+    bool ours = product_prepare(room, (product_operand){b, N, 1}, K, N).panels;
+    inputs_normal(a, K * LD, 1);
+    inputs_normal(b, K * N, 1);
+    for (int transpose = 0; transpose < 2; transpose++) {
+        tensor left = {.data = a, .type = DTYPE_F32, .rows = transpose ? K : M, .cols = transpose ? M : K, .ld = LD};
+        tensor right = {.data = b, .type = DTYPE_F32, .rows = K, .cols = N, .ld = N};
+        tensor out = {.data = y, .type = DTYPE_F32, .rows = M, .cols = N, .ld = N};
+        ops o = table(1);
+        o.matmul(&o, out, left, transpose, right, false, 0);
+        memcpy(alone, y, sizeof y);
+        o = table(MOST_THREADS);
+        o.matmul(&o, out, left, transpose, right, false, 0);
+        if (ours) assert_memory_equal(y, alone, sizeof y);
+        for (int i = 0; i < M; i++)
+            for (int j = 0; j < N; j++) {
+                double sum = 0, size = 0;
+                for (int c = 0; c < K; c++) {
+                    double term = (double)(transpose ? a[c * LD + i] : a[i * LD + c]) * b[c * N + j];
+                    sum += term;
+                    size += fabs(term);
+                }
+                check_near(y[i * N + j], sum, EPS * K * size);
+            }
+    }
+}
+
+/* With one column nothing in its strides says whether an operand is transposed. */
+static void test_products_of_single_columns(void **state) {
+    enum { K = 40 };
+    float a[K], b[K], y[K * K];
+    inputs_normal(a, K, 1);
+    inputs_normal(b, K, 1);
+    ops o = table(MOST_THREADS);
+    tensor left = tensor_make(a, DTYPE_F32, K, 1), right = tensor_make(b, DTYPE_F32, K, 1);
+    o.matmul(&o, tensor_make(y, DTYPE_F32, 1, 1), left, true, right, false, 0);
+    double sum = 0;
+    for (int c = 0; c < K; c++) sum += (double)a[c] * b[c];
+    check_near(y[0], sum, EPS * K * K);
+    for (int rows = 3; rows <= K; rows += K - 3) {
+        left.rows = rows;
+        o.matmul(&o, tensor_make(y, DTYPE_F32, rows, K), left, false, right, true, 0);
+        for (int i = 0; i < rows; i++)
+            for (int j = 0; j < K; j++) check_near(y[i * K + j], (double)a[i] * b[j], EPS * fabs(a[i] * b[j]));
+    }
+}
+
+/* One prepared operand, then products with all of it and with a corner of it. */
+static void test_products_by_a_prepared_operand(void **state) {
+    enum { M = 19, N = 70, K = 300, LD = 80 };
+    static float a[K * M], b[K * N], room[K * (N + 31)] __attribute__((aligned(64))), y[M * LD], before[M * LD];
+    inputs_normal(a, K * M, 1);
+    inputs_normal(b, K * N, 1);
+    inputs_normal(before, M * LD, 1);
+    assert_true(product_room(K, N) <= sizeof room / sizeof *room);
+    for (int flags = 0; flags < 8; flags++) {
+        bool by_column = flags & 1, transpose = flags & 2;
+        int n = flags & 4 ? 41 : N, k = flags & 4 ? 263 : K;
+        product_operand left = {a, by_column ? 1 : K, by_column ? M : 1};
+        product_right right = product_prepare(room, (product_operand){b, transpose ? 1 : N, transpose ? K : 1}, K, N);
+        memcpy(y, before, sizeof y);
+        product_by(y, LD, M, n, k, left, &right, 0.5f);
+        for (int i = 0; i < M; i++)
+            for (int j = 0; j < LD; j++) {
+                double sum = before[i * LD + j], size = fabs(sum);
+                if (j < n) {
+                    sum *= 0.5;
+                    for (int c = 0; c < k; c++) {
+                        double term =
+                            (double)a[by_column ? c * M + i : i * K + c] * b[transpose ? j * K + c : c * N + j];
+                        sum += term;
+                        size += fabs(term);
+                    }
+                }
+                check_near(y[i * LD + j], sum, j < n ? EPS * K * size : 0);
+            }
+    }
 }
 
 static void test_linear_helpers_are_the_three_products_of_a_layer(void **state) {
@@ -716,6 +801,9 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_offload),
     cmocka_unit_test(test_save),
     cmocka_unit_test_setup(test_matmul, inputs_start),
+    cmocka_unit_test_setup(test_products_of_rows_that_share_cache_sets, inputs_start),
+    cmocka_unit_test_setup(test_products_of_single_columns, inputs_start),
+    cmocka_unit_test_setup(test_products_by_a_prepared_operand, inputs_start),
     cmocka_unit_test_setup(test_linear_helpers_are_the_three_products_of_a_layer, inputs_start),
     cmocka_unit_test_setup(test_rmsnorm, inputs_start),
     cmocka_unit_test_setup(test_add_rmsnorm, inputs_start),

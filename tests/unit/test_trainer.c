@@ -441,7 +441,8 @@ static void test_the_plan_counts_the_scratch_of_gpus(void **state) {
     const attn_dims *d = &m.attention.dims;
     hopper_size size = hopper_size_of(d->nope, d->rope, d->value);
     arena cpu = {0};
-    attn_core_args args = {.batch = 3, .context = 600, .heads = 4, .kv_heads = 4, .rope = d->rope};
+    attn_core_args args = {
+        .batch = 3, .context = 600, .heads = 4, .kv_heads = 4, .nope = d->nope, .rope = d->rope, .value = d->value};
     attn_core_cpu.backward(NULL, &args, NULL, &cpu);
     size_t shares = (size_t)(3 * 4 * 600 * d->rope) * sizeof(float);
     assert_int_equal(p.rank0.bytes - on_cpu.bytes,

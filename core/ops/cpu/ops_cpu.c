@@ -1,6 +1,8 @@
-/* The CPU table of operations: products by OpenBLAS, the rest by OpenMP loops over rows. It is the reference that other
- * tables are tested against. Reductions run in an order that does not depend on the number of threads. */
+/* The CPU table of operations: products by product.c, the rest by OpenMP loops over rows. It is the
+ * reference that other tables are tested against. Reductions run in an order that does not depend on the number of
+ * threads. */
 #include "core/clock.h"
+#include "core/ops/cpu/product.h"
 #include "core/ops/cpu/vector.h"
 #include "core/ops/ops.h"
 
@@ -72,15 +74,17 @@ static void cpu_mark_release(ops *o, ops_mark *m) {}
 
 /* ---------------------------------------------------------------- products */
 
+static product_operand operand(tensor t, bool transpose) {
+    return transpose ? (product_operand){tensor_f32(t), 1, t.ld} : (product_operand){tensor_f32(t), t.ld, 1};
+}
+
 static void cpu_matmul(ops *o, tensor y, tensor a, bool transpose_a, tensor b, bool transpose_b, float beta) {
     int64_t inner = transpose_a ? a.rows : a.cols;
     assert(y.rows == (transpose_a ? a.cols : a.rows));
     assert(y.cols == (transpose_b ? b.rows : b.cols));
     assert(inner == (transpose_b ? b.cols : b.rows));
     double start = clock_now_s();
-    cblas_sgemm(CblasRowMajor, transpose_a ? CblasTrans : CblasNoTrans, transpose_b ? CblasTrans : CblasNoTrans,
-                (blasint)y.rows, (blasint)y.cols, (blasint)inner, 1.0f, tensor_f32(a), (blasint)a.ld, tensor_f32(b),
-                (blasint)b.ld, beta, tensor_f32(y), (blasint)y.ld);
+    product(tensor_f32(y), y.ld, y.rows, y.cols, inner, operand(a, transpose_a), operand(b, transpose_b), beta);
     o->gemm_seconds += clock_now_s() - start;
     o->flops += 2.0 * (double)y.rows * (double)y.cols * (double)inner;
 }
