@@ -1,7 +1,8 @@
 #!/usr/bin/env python3
-"""Bulkhead and the PyTorch peer on one GPU, in one go: time of a step, tokens a second, memory, and what spectra cost.
+"""Bulkhead and the PyTorch peer on the same GPUs, in one go: time of a step, tokens a second, memory, and what spectra cost.
 
 usage: figures.py BULKHEAD OUTPUT.jsonl [--size 130m] [--batch 32] [--steps 100] [--limit-s 280] [--peer-steps 20]
+                  [--gpus 2 --parallel tensor | data]      --batch: of all GPUs together
 
 For each variant: the peer, Bulkhead in bf16 without diagnostics, and with them every 10 steps on a rank of their own. The
 peers compile side by side first and then wait; after that one program runs at a time. Tokens are random. A step's median
@@ -16,6 +17,7 @@ import json
 import os
 import re
 import select
+import socket
 import sqlite3
 import statistics
 import subprocess
@@ -40,6 +42,8 @@ def arguments():
     p.add_argument("output")
     p.add_argument("--size", choices=model.SIZES, default="130m")
     p.add_argument("--batch", type=int, default=32)
+    p.add_argument("--gpus", type=int, default=1)
+    p.add_argument("--parallel", choices=("tensor", "data"), default="tensor", help="how several GPUs share the work")
     p.add_argument("--steps", type=int, default=100)
     p.add_argument("--peer-steps", type=int, default=20)
     p.add_argument("--variants", nargs="+", choices=model.VARIANTS, default=model.VARIANTS)
@@ -76,15 +80,26 @@ class Lines:
                 yield now, line.decode(errors="replace")
 
 
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
 def start_peer(a, variant, log):
-    return subprocess.Popen([sys.executable, os.path.join(HERE, "timed.py"), variant, a.size, str(a.batch),
-                             str(a.peer_steps)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log)
+    """Its processes, one a GPU, of which the first talks."""
+    words = [sys.executable, os.path.join(HERE, "timed.py"), variant, a.size, str(a.batch), str(a.peer_steps),
+             a.parallel if a.gpus > 1 else "compiled"]
+    place = {**os.environ, "WORLD_SIZE": str(a.gpus), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    return [subprocess.Popen(words, stdin=subprocess.PIPE if rank == 0 else subprocess.DEVNULL,
+                             stdout=subprocess.PIPE if rank == 0 else log, stderr=log,
+                             env={**place, "RANK": str(rank), "LOCAL_RANK": str(rank)}) for rank in range(a.gpus)]
 
 
 def time_peer(peer, lines):
     """Lets a peer that is ready go on; its figures, or None when it fails."""
-    peer.stdin.write(b"go\n")
-    peer.stdin.close()
+    peer[0].stdin.write(b"go\n")
+    peer[0].stdin.close()
     for _, line in lines:
         if line.startswith("{"):
             return json.loads(line)
@@ -99,12 +114,12 @@ def command(a, variant, folder, run, diagnostics):
     settings = {"run.dir": run, "run.device": "cuda", "model.size": a.size, "attention.variant": variant,
                 "data.train": os.path.join(folder, "train-00000.bin"), "train.precision": "bf16",
                 "train.init_from": weights_path(folder, variant),
-                "train.steps": WARM_STEPS + a.steps, "train.global_batch": a.batch, "train.lr": 1e-4,
+                "parallel.tensor": a.gpus if a.parallel == "tensor" else 1, "train.steps": WARM_STEPS + a.steps, "train.global_batch": a.batch, "train.lr": 1e-4,
                 "train.log_every": 1, "diagnostics.ranks": 1 if diagnostics else 0,
                 "diagnostics.every": diagnostics or 10}
     config = os.path.join(folder, "empty.yaml")
     open(config, "w").close()
-    words = ["mpirun", "--bind-to", "none", "-n", "2" if diagnostics else "1"]
+    words = ["mpirun", "--bind-to", "none", "-n", str(a.gpus + (1 if diagnostics else 0))]
     words += ["--allow-run-as-root"] if os.geteuid() == 0 else []
     words += [a.bulkhead, "train", config]
     return words + [word for k, v in settings.items() for word in ("--set", f"{k}={v}")]
@@ -164,7 +179,7 @@ def wait_for_peers(peers, clock):
     """The peers that are ready in time, by variant, with their lines."""
     ready = {}
     for variant, peer in peers.items():
-        lines = iter(Lines(peer.stdout, clock))
+        lines = iter(Lines(peer[0].stdout, clock))
         if any(line == "ready" for _, line in lines):
             ready[variant] = lines
     return ready
@@ -174,6 +189,8 @@ def report(a, card, variant, figures, out):
     """Writes the figures of one variant; true when both targets are met."""
     about = {"bench": "step", "card": card, "size": a.size, "variant": variant, "batch": a.batch,
              "context": model.shape_of(a.size, variant).context, "precision": "bf16"}
+    if a.gpus > 1:
+        about.update(gpus=a.gpus, parallel=a.parallel)
     peer, alone, watched = figures
     lines = [f for f in figures if f]
     if peer and alone:
@@ -199,7 +216,8 @@ def measure(a, folder, clock, peers, out):
         peer = time_peer(peers[variant], ready[variant]) if variant in ready else None
         card = peer["card"] if peer else card
         good = report(a, card, variant, (peer, alone, watched), out) and good
-        finish(peers[variant], clock)
+        for process in peers[variant]:
+            finish(process, clock)
     return good
 
 
@@ -213,8 +231,8 @@ def main():
             try:
                 good = measure(a, folder, clock, peers, out)
             finally:
-                for peer in peers.values():
-                    peer.kill()
+                for process in sum(peers.values(), []):
+                    process.kill()
                 log.seek(0)
                 complaints = log.read()[-3000:]
         if not good:

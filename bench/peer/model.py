@@ -2,7 +2,7 @@
 and not from the C code. It starts from the same weights, sees the same batches, and is timed beside Bulkhead.
 
 Products that read the same input are one matrix here, as a user of PyTorch would have them; `Model.weights` gives them in
-Bulkhead's names. Shapes: B batch, T context, d width, H heads, D head dim, R latent dim, D_r rotary dim of mla-decoupled.
+Bulkhead's names, of a model on one rank; ranks.py says what more there are for. Shapes: B batch, T context, d width, H heads, D head dim, R latent dim, D_r rotary dim of mla-decoupled.
 """
 import math
 from dataclasses import dataclass
@@ -11,12 +11,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ranks import cross_entropy, enter, leave, share
+
 VARIANTS = ("mha", "mla-prerope", "mla-decoupled")
 SIZES = {  # layers, width, heads, feed-forward, vocabulary, context, latent dim over D
     "tiny": (4, 256, 4, 688, 4096, 256, 2),
     "60m": (8, 512, 8, 1376, 32000, 1024, 4),
     "130m": (12, 768, 12, 2048, 32000, 1024, 4),
     "350m": (24, 1024, 16, 2736, 32000, 1024, 4),
+    "1b": (24, 2048, 32, 5461, 32000, 2048, 4),
 }
 EPS, THETA = 1e-6, 10000.0
 
@@ -31,6 +34,8 @@ class Shape:
     vocab: int
     context: int
     latent: int
+    ranks: int = 1  # tensor-parallel ones; this model is that of `rank`
+    rank: int = 0
 
     @property
     def head_dim(self):
@@ -41,9 +46,9 @@ class Shape:
         return self.head_dim // 2 if self.variant == "mla-decoupled" else self.head_dim
 
 
-def shape_of(size, variant, context=None):
+def shape_of(size, variant, context=None, ranks=1, rank=0):
     layers, width, heads, ffn, vocab, full, latent = SIZES[size]
-    return Shape(variant, layers, width, heads, ffn, vocab, context or full, latent * (width // heads))
+    return Shape(variant, layers, width, heads, ffn, vocab, context or full, latent * (width // heads), ranks, rank)
 
 
 def plain_attention(q, k, v, is_causal):
@@ -73,8 +78,15 @@ class Norm(nn.Module):
         return (wide * torch.rsqrt((wide * wide).mean(-1, keepdim=True) + EPS) * self.weight).to(x.dtype)
 
 
-def linear(inputs, outputs):
-    return nn.Linear(inputs, outputs, bias=False)
+def linear(inputs, outputs, s, dim=None, parts=1):
+    """Cut over the ranks by its outputs (dim 0) or inputs (1), which are so many parts."""
+    size = [outputs, inputs]
+    if dim is not None:
+        size[dim] = parts * share(size[dim] // parts, s.ranks)
+    layer = nn.Linear(size[1], size[0], bias=False)
+    if dim is not None and s.ranks > 1:
+        layer.weight.cut = dim, parts
+    return layer
 
 
 class Attention(nn.Module):
@@ -82,24 +94,24 @@ class Attention(nn.Module):
 
     def __init__(self, s):
         super().__init__()
-        self.heads = s.heads
-        self.out = linear(s.width, s.width)
+        self.ranks, self.heads = s.ranks, s.heads // s.ranks
+        self.out = linear(s.width, s.width, s, dim=1)
 
     def split(self, x, parts):
         """[B, T, parts H D] -> parts of [B, H, T, D]; each part holds all heads."""
         return x.unflatten(-1, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
     def join(self, q, k, v):
-        return self.out(attend(q, k, v, is_causal=True).transpose(1, 2).flatten(2))
+        return leave(self.out(attend(q, k, v, is_causal=True).transpose(1, 2).flatten(2)), self.ranks)
 
 
 class Mha(Attention):
     def __init__(self, s):
         super().__init__(s)
-        self.qkv = linear(s.width, 3 * s.width)
+        self.qkv = linear(s.width, 3 * s.width, s, dim=0, parts=3)
 
     def forward(self, x, table):
-        q, k, v = self.split(self.qkv(x), 3)
+        q, k, v = self.split(self.qkv(enter(x, self.ranks)), 3)
         return self.join(rotate(q, table), rotate(k, table), v)
 
     def weights(self):
@@ -111,15 +123,16 @@ class Prerope(Attention):
 
     def __init__(self, s):
         super().__init__(s)
-        self.qkv = linear(s.width, 3 * s.width)
-        self.down = linear(2 * s.width, s.latent)
+        self.qkv = linear(s.width, 3 * s.width, s, dim=0, parts=3)
+        self.down = linear(2 * s.width, s.latent, s, dim=1, parts=2)
         self.norm = Norm(s.latent)
-        self.up = linear(s.latent, 2 * s.width)
+        self.up = linear(s.latent, 2 * s.width, s, dim=0, parts=2)
 
     def forward(self, x, table):
-        q, k, v = self.split(self.qkv(x), 3)
+        q, k, v = self.split(self.qkv(enter(x, self.ranks)), 3)
         both = torch.cat((rotate(k, table), v), 1).transpose(1, 2).flatten(2)
-        k, v = self.split(self.up(self.norm(self.down(both))), 2)
+        latent = self.norm(leave(self.down(both), self.ranks))
+        k, v = self.split(self.up(enter(latent, self.ranks)), 2)
         return self.join(rotate(q, table), k, v)
 
     def weights(self):
@@ -136,15 +149,16 @@ class Decoupled(Attention):
         super().__init__(s)
         self.parts = s.head_dim, s.rotary_dim
         self.latent = s.latent, s.rotary_dim
-        self.q = linear(s.width, s.heads * sum(self.parts))
-        self.down = linear(s.width, sum(self.latent))
+        self.q = linear(s.width, s.heads * sum(self.parts), s, dim=0)
+        self.down = linear(s.width, sum(self.latent), s)
         self.norm = Norm(s.latent)
-        self.up = linear(s.latent, 2 * s.width)
+        self.up = linear(s.latent, 2 * s.width, s, dim=0)
 
     def forward(self, x, table):
-        content, turned = self.q(x).unflatten(-1, (self.heads, -1)).transpose(1, 2).split(self.parts, -1)
+        content, turned = self.q(enter(x, self.ranks)).unflatten(-1, (self.heads, -1)).transpose(1, 2).split(self.parts, -1)
         latent, key = self.down(x).split(self.latent, -1)
-        k, v = self.up(self.norm(latent)).unflatten(-1, (self.heads, 2, -1)).permute(3, 0, 2, 1, 4)
+        latent, key = enter(self.norm(latent), self.ranks), enter(key, self.ranks)
+        k, v = self.up(latent).unflatten(-1, (self.heads, 2, -1)).permute(3, 0, 2, 1, 4)
         key = rotate(key[:, None], table).expand(-1, self.heads, -1, -1)
         return self.join(torch.cat((content, rotate(turned, table)), -1), torch.cat((k, key), -1), v)
 
@@ -162,12 +176,14 @@ class Block(nn.Module):
         super().__init__()
         self.attention_norm, self.mlp_norm = Norm(s.width), Norm(s.width)
         self.attention = ATTENTION[s.variant](s)
-        self.gate_up, self.mlp_out = linear(s.width, 2 * s.ffn), linear(s.ffn, s.width)
+        self.ranks = s.ranks
+        self.gate_up = linear(s.width, 2 * s.ffn, s, dim=0, parts=2)
+        self.mlp_out = linear(s.ffn, s.width, s, dim=1)
 
     def forward(self, x, table):
         x = x + self.attention(self.attention_norm(x), table)
-        gate, up = self.gate_up(self.mlp_norm(x)).chunk(2, -1)
-        return x + self.mlp_out(F.silu(gate) * up)
+        gate, up = self.gate_up(enter(self.mlp_norm(x), self.ranks)).chunk(2, -1)
+        return x + leave(self.mlp_out(F.silu(gate) * up), self.ranks)
 
     def weights(self):
         gate, up = self.gate_up.weight.chunk(2)
@@ -183,7 +199,8 @@ class Model(nn.Module):
         self.embedding = nn.Embedding(s.vocab, s.width)
         self.blocks = nn.ModuleList(Block(s) for _ in range(s.layers))
         self.norm = Norm(s.width)
-        self.head = linear(s.width, s.vocab)
+        self.ranks, self.rank = s.ranks, s.rank
+        self.head = linear(s.width, s.vocab, s, dim=0)
         half = s.rotary_dim // 2
         angle = torch.arange(s.context, dtype=torch.float64)[:, None] * THETA ** (-torch.arange(half).double() / half)
         self.register_buffer("cos", angle.cos().float(), persistent=False)
@@ -201,7 +218,10 @@ class Model(nn.Module):
         x = self.embedding(tokens)
         for block in self.blocks:
             x = block(x, (self.cos, self.sin))
-        return F.cross_entropy(self.head(self.norm(x)).float().flatten(0, 1), targets.flatten())
+        logits = self.head(enter(self.norm(x), self.ranks)).float().flatten(0, 1)
+        if self.ranks > 1:
+            return cross_entropy(logits, targets.flatten(), self.rank)
+        return F.cross_entropy(logits, targets.flatten())
 
     def weights(self):
         """Every parameter in Bulkhead's names, whole, [rows, cols]; a gain is one row."""

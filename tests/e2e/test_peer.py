@@ -6,6 +6,7 @@ clipping, the schedule and the order of the data at once. Needs a Python with Py
 import json
 import os
 import random
+import socket
 import subprocess
 import unittest
 
@@ -42,6 +43,27 @@ class Peer(harness.RunTest):
                                       "--limit", "2e-6", "--norm-limit", "1e-4"))
         self.assertEqual(report["steps"], 20)
         self.assertLess(report["last_loss"], 0.7 * report["first_loss"])
+
+    def test_cut_over_two_ranks(self):
+        """The peer that is timed on several GPUs: it checks its loss and gradients against the whole model's."""
+        for variant in ("mha", "mla-prerope", "mla-decoupled"):
+            with socket.socket() as s:
+                s.bind(("127.0.0.1", 0))
+                place = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "TORCHDYNAMO_DISABLE": "1",
+                         "MASTER_PORT": str(s.getsockname()[1])}
+            words = [PYTHON, os.path.join(PEER, "timed.py"), variant, "tiny", "2", "1", "tensor", "1"]
+            ranks = [subprocess.Popen(words, env={**place, "RANK": str(r), "LOCAL_RANK": str(r)}, text=True,
+                                      stdin=subprocess.PIPE, stdout=subprocess.PIPE) for r in range(2)]
+            try:
+                out = [rank.communicate("go\n", timeout=self.time_limit_s)[0] for rank in ranks]
+            finally:
+                for rank in ranks:
+                    rank.kill()
+                    rank.wait()
+            self.assertEqual([rank.returncode for rank in ranks], [0, 0], variant)
+            figures = json.loads(out[0].splitlines()[-1])
+            self.assertLess(figures["off_whole"], 1e-4)
+            self.assertGreater(figures["tokens_per_s"], 0)
 
     def test_mha_follows(self):
         self.follows("mha", 1)
