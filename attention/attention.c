@@ -151,10 +151,40 @@ attn_core_args attn_core_for(const attn_env *env) {
     };
 }
 
-/* Causal: half of the T x T square. Forward are the scores and the weighted sums of values; backward the scores again
- * and the gradients of weights, v, q and k. */
+attn_core_args attn_core_at(const attn_env *env, int64_t first, int64_t n) {
+    attn_core_args args = attn_core_for(env);
+    args.batch = 1;
+    args.first = first;
+    args.context = first + n;
+    return args;
+}
+
+attn_env attn_env_at(const attn_env *env, int64_t first) {
+    attn_env at = *env;
+    at.dims.context -= first;
+    if (at.rotary_table) at.rotary_table += first * at.dims.rotary;
+    return at;
+}
+
+attn_saved attn_saved_room(const attn_env *env, const attn_variant *v, int64_t n, arena *scratch) {
+    attn_saved saved = {0};
+    attn_dims d = env->dims;
+    d.batch = 1;
+    d.context = n;
+    d.recompute = RECOMPUTE_NONE;
+    attn_reserve(v, &d, env->ops->activation, true, scratch, &saved);
+    return saved;
+}
+
+void attn_cache_put(attn_env *env, tensor cache, int64_t first, int64_t col, tensor x) {
+    env->ops->copy(env->ops, tensor_cols(tensor_rows(cache, first, x.rows), col, x.cols), x);
+}
+
+/* Causal: half of the T x T square, less that of the queries that are not asked for. Forward are the scores and the
+ * weighted sums of values; backward the scores again and the gradients of weights, v, q and k. */
 static void count_flops(ops *o, const attn_core_args *args, bool backward) {
-    double square = (double)args->batch * args->heads * (double)args->context * (double)args->context;
+    double context = (double)args->context, first = (double)args->first;
+    double square = (double)args->batch * args->heads * (context * context - first * first);
     double qk = args->nope + args->rope, v = args->value;
     o->attention_flops += square * (backward ? 3 * qk + 2 * v : qk + v);
 }

@@ -99,6 +99,13 @@ typedef struct attn_variant {
                      tensor dx, attn_pending *pending, arena *scratch);
     void (*backward_rest)(attn_env *env, const attn_weights *w, const attn_saved *saved, tensor x, tensor dx,
                           const attn_pending *pending, arena *scratch);
+    /* Columns that a token takes in a layer's cache, on this rank: keys and values, or the latent and what else they
+     * are made from. */
+    int64_t (*cache_cols)(const attn_dims *dims);
+    /* The forward pass of further tokens of one sample: x [n, d] are those of positions `first` to first + n - 1, and
+     * cache [T, cache_cols] holds the first `first` rows; theirs are added. out [n, d] as in forward. */
+    void (*extend)(attn_env *env, int layer, const attn_weights *w, tensor cache, int64_t first, tensor x, tensor out,
+                   arena *scratch);
 } attn_variant;
 
 extern const attn_variant attn_mha, attn_mla_prerope, attn_mla_decoupled;

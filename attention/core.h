@@ -10,16 +10,17 @@
 #include "core/ops/ops.h"
 
 typedef struct attn_core_args {
-    int64_t batch, context;
-    int heads, kv_heads; /* on this rank */
+    int64_t batch, context; /* T: keys of a sample */
+    int64_t first;          /* forward only: queries are those of positions first to T - 1; below: T' = T - first */
+    int heads, kv_heads;    /* on this rank */
     int nope, rope, value;
     float scale;
-    tensor q;               /* [B T, H (D_n + D_r)] */
+    tensor q;               /* [B T', H (D_n + D_r)] */
     tensor k, v;            /* [B T, ...]: head g's block starts at column g k_head (g v_head) */
     int64_t k_head, v_head; /* columns from one kv head to the next */
     tensor k_rope;          /* [B T, D_r]; data NULL when D_r = 0 */
-    tensor o;               /* [B T, H D_v] */
-    float *lse;             /* [B, H, T]: log of the sum of exp of the scaled scores */
+    tensor o;               /* [B T', H D_v] */
+    float *lse;             /* [B, H, T']: log of the sum of exp of the scaled scores */
 } attn_core_args;
 
 typedef struct attn_core_grads {

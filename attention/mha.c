@@ -33,26 +33,35 @@ static void layout(const attn_dims *d, attn_layout *out) {
     out->vector[LSE] = (attn_part){d->heads_local, ATTN_RESULT};
 }
 
+static tensor kv_of(const attn_dims *d, const attn_saved *saved) {
+    return tensor_cols(saved->slot[QKV], q_cols(d), k_cols(d) + v_cols(d));
+}
+
+/* kv: [k | v]. */
+static void set_operands(attn_core_args *args, const attn_dims *d, const attn_saved *saved, tensor kv) {
+    args->q = tensor_cols(saved->slot[QKV], 0, q_cols(d));
+    args->k = tensor_cols(kv, 0, k_cols(d));
+    args->v = tensor_cols(kv, k_cols(d), v_cols(d));
+    args->k_head = d->nope;
+    args->v_head = d->value;
+    args->o = saved->slot[O];
+    args->lse = saved->vector[LSE];
+}
+
 static attn_core_args core_args(const attn_env *env, const attn_saved *saved) {
-    const attn_dims *d = &env->dims;
     attn_core_args args = attn_core_for(env);
-    tensor qkv = saved->slot[QKV];
-    args.q = tensor_cols(qkv, 0, q_cols(d));
-    args.k = tensor_cols(qkv, q_cols(d), k_cols(d));
-    args.v = tensor_cols(qkv, q_cols(d) + k_cols(d), v_cols(d));
-    args.k_head = d->nope;
-    args.v_head = d->value;
-    args.o = saved->slot[O];
-    args.lse = saved->vector[LSE];
+    set_operands(&args, &env->dims, saved, kv_of(&env->dims, saved));
     return args;
+}
+
+static void project(attn_env *env, const attn_weights *w, attn_saved *saved, tensor x) {
+    ops_linear(env->ops, saved->slot[QKV], x, attn_joined(w->weight, W_Q, 3), false);
+    attn_rotate(env, saved->slot[QKV], 0, env->dims.heads_local + env->dims.kv_heads_local, false);
 }
 
 static void forward(attn_env *env, int layer, const attn_weights *w, attn_saved *saved, tensor x, const tensor *out,
                     bool again, attn_pending *pending, arena *scratch) {
-    const attn_dims *d = &env->dims;
-    tensor qkv = saved->slot[QKV];
-    ops_linear(env->ops, qkv, x, attn_joined(w->weight, W_Q, 3), false);
-    attn_rotate(env, qkv, 0, d->heads_local + d->kv_heads_local, false);
+    project(env, w, saved, x);
     attn_core_args args = core_args(env, saved);
     attn_finish(env, &args, w->weight[W_O], out, again, scratch);
 }
@@ -80,5 +89,28 @@ static void backward(attn_env *env, int layer, const attn_weights *w, const attn
     arena_release(scratch, mark);
 }
 
-const attn_variant attn_mha = {
-    .name = "mha", .params = params, .layout = layout, .forward = forward, .backward = backward};
+/* The cache: [k | v], [T, G D + G D_v]. */
+static int64_t cache_cols(const attn_dims *d) {
+    return k_cols(d) + v_cols(d);
+}
+
+static void extend(attn_env *env, int layer, const attn_weights *w, tensor cache, int64_t first, tensor x, tensor out,
+                   arena *scratch) {
+    size_t mark = arena_mark(scratch);
+    attn_env at = attn_env_at(env, first);
+    attn_saved saved = attn_saved_room(env, &attn_mha, x.rows, scratch);
+    project(&at, w, &saved, x);
+    attn_cache_put(env, cache, first, 0, kv_of(&env->dims, &saved));
+    attn_core_args args = attn_core_at(env, first, x.rows);
+    set_operands(&args, &env->dims, &saved, tensor_rows(cache, 0, first + x.rows));
+    attn_finish(env, &args, w->weight[W_O], &out, false, scratch);
+    arena_release(scratch, mark);
+}
+
+const attn_variant attn_mha = {.name = "mha",
+                               .params = params,
+                               .layout = layout,
+                               .forward = forward,
+                               .backward = backward,
+                               .cache_cols = cache_cols,
+                               .extend = extend};

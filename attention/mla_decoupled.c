@@ -55,17 +55,20 @@ static void layout(const attn_dims *d, attn_layout *out) {
     out->vector[Q_RSTD] = (attn_part){d->q_latent > 0, ATTN_OPERAND};
 }
 
-static attn_core_args core_args(const attn_env *env, const attn_saved *saved) {
-    const attn_dims *d = &env->dims;
-    attn_core_args args = attn_core_for(env);
+static void set_operands(attn_core_args *args, const attn_dims *d, const attn_saved *saved, tensor k_rope) {
     tensor kv = saved->slot[KV];
-    args.q = saved->slot[Q];
-    args.k = kv;
-    args.v = tensor_cols(kv, d->nope, kv.cols - d->nope);
-    args.k_head = args.v_head = d->nope + d->value;
-    args.k_rope = saved->slot[K_ROPE];
-    args.o = saved->slot[O];
-    args.lse = saved->vector[LSE];
+    args->q = saved->slot[Q];
+    args->k = kv;
+    args->v = tensor_cols(kv, d->nope, kv.cols - d->nope);
+    args->k_head = args->v_head = d->nope + d->value;
+    args->k_rope = k_rope;
+    args->o = saved->slot[O];
+    args->lse = saved->vector[LSE];
+}
+
+static attn_core_args core_args(const attn_env *env, const attn_saved *saved) {
+    attn_core_args args = attn_core_for(env);
+    set_operands(&args, &env->dims, saved, saved->slot[K_ROPE]);
     return args;
 }
 
@@ -169,10 +172,37 @@ static void backward(attn_env *env, int layer, const attn_weights *w, const attn
     arena_release(scratch, mark);
 }
 
+/* The cache: the normed latent and the rotated key, [T, R + D_r]. */
+static int64_t cache_cols(const attn_dims *d) {
+    return d->latent + d->rope;
+}
+
+static void extend(attn_env *env, int layer, const attn_weights *w, tensor cache, int64_t first, tensor x, tensor out,
+                   arena *scratch) {
+    const attn_dims *d = &env->dims;
+    size_t mark = arena_mark(scratch);
+    attn_env at = attn_env_at(env, first);
+    attn_saved saved = attn_saved_room(env, &attn_mla_decoupled, x.rows, scratch);
+    tensor all = tensor_rows(cache, 0, first + x.rows);
+    saved.slot[KV] = arena_tensor(scratch, x.type, all.rows, saved.slot[KV].cols);
+    comm_ticket rotary_key = share(&at, layer, w, &saved, x);
+    forward(&at, layer, w, &saved, x, &out, false, NULL, scratch);
+    attn_cache_put(env, cache, first, 0, saved.slot[C_NORMED]);
+    ops_linear(env->ops, saved.slot[KV], tensor_cols(all, 0, d->latent), w->weight[W_UKV], false);
+    comm_wait(env->tp, rotary_key);
+    attn_cache_put(env, cache, first, d->latent, saved.slot[K_ROPE]);
+    attn_core_args args = attn_core_at(env, first, x.rows);
+    set_operands(&args, d, &saved, tensor_cols(all, d->latent, d->rope));
+    attn_finish(env, &args, w->weight[W_O], &out, false, scratch);
+    arena_release(scratch, mark);
+}
+
 const attn_variant attn_mla_decoupled = {.name = "mla-decoupled",
                                          .params = params,
                                          .layout = layout,
                                          .share = share,
                                          .forward = forward,
                                          .forward_rest = forward_rest,
-                                         .backward = backward};
+                                         .backward = backward,
+                                         .cache_cols = cache_cols,
+                                         .extend = extend};

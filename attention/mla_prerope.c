@@ -63,15 +63,18 @@ static void layout(const attn_dims *d, attn_layout *out) {
     out->vector[RSTD] = (attn_part){1, ATTN_OPERAND};
 }
 
+static void set_operands(attn_core_args *args, const attn_dims *d, const attn_saved *saved) {
+    args->q = tensor_cols(saved->slot[QKV], 0, head_cols(d));
+    args->k = tensor_cols(saved->slot[KV], 0, head_cols(d));
+    args->v = tensor_cols(saved->slot[KV], head_cols(d), head_cols(d));
+    args->k_head = args->v_head = d->nope;
+    args->o = saved->slot[O];
+    args->lse = saved->vector[LSE];
+}
+
 static attn_core_args core_args(const attn_env *env, const attn_saved *saved) {
-    const attn_dims *d = &env->dims;
     attn_core_args args = attn_core_for(env);
-    args.q = tensor_cols(saved->slot[QKV], 0, head_cols(d));
-    args.k = tensor_cols(saved->slot[KV], 0, head_cols(d));
-    args.v = tensor_cols(saved->slot[KV], head_cols(d), head_cols(d));
-    args.k_head = args.v_head = d->nope;
-    args.o = saved->slot[O];
-    args.lse = saved->vector[LSE];
+    set_operands(&args, &env->dims, saved);
     return args;
 }
 
@@ -112,14 +115,23 @@ static void forward(attn_env *env, int layer, const attn_weights *w, attn_saved 
     if (!again) pending->started = compress(env, layer, w, saved, x, scratch);
 }
 
+/* ch, once c is complete. */
+static void norm_latent(attn_env *env, const attn_weights *w, attn_saved *saved, const attn_pending *pending) {
+    comm_wait(env->tp, pending->started);
+    attn_latent_forward(env, saved->slot[C_NORMED], saved->vector[RSTD], saved->slot[C], w->weight[g_kv(&env->dims)]);
+}
+
+/* [k | v] of the tokens whose ch that is. */
+static void expand(attn_env *env, const attn_weights *w, attn_saved *saved, tensor normed) {
+    ops_linear(env->ops, saved->slot[KV], normed, attn_joined(w->weight, w_uk(&env->dims), 2), false);
+}
+
 static void forward_rest(attn_env *env, const attn_weights *w, attn_saved *saved, const tensor *out, bool again,
                          const attn_pending *pending, arena *scratch) {
-    const attn_dims *d = &env->dims;
-    comm_wait(env->tp, pending->started);
-    attn_latent_forward(env, saved->slot[C_NORMED], saved->vector[RSTD], saved->slot[C], w->weight[g_kv(d)]);
-    ops_linear(env->ops, saved->slot[KV], saved->slot[C_NORMED], attn_joined(w->weight, w_uk(d), 2), false);
+    norm_latent(env, w, saved, pending);
+    expand(env, w, saved, saved->slot[C_NORMED]);
     attn_core_args args = core_args(env, saved);
-    attn_finish(env, &args, w->weight[w_o(d)], out, again, scratch);
+    attn_finish(env, &args, w->weight[w_o(&env->dims)], out, again, scratch);
 }
 
 /* key: dqkv's k0 and v0 columns from dc, which is complete; then dx = this rank's share. */
@@ -196,10 +208,35 @@ static void backward_rest(attn_env *env, const attn_weights *w, const attn_saved
     arena_release(scratch, mark);
 }
 
+/* The cache: ch, [T, R]. */
+static int64_t cache_cols(const attn_dims *d) {
+    return d->latent;
+}
+
+static void extend(attn_env *env, int layer, const attn_weights *w, tensor cache, int64_t first, tensor x, tensor out,
+                   arena *scratch) {
+    size_t mark = arena_mark(scratch);
+    attn_env at = attn_env_at(env, first);
+    attn_saved saved = attn_saved_room(env, &attn_mla_prerope, x.rows, scratch);
+    attn_pending pending = {0};
+    tensor all = tensor_rows(cache, 0, first + x.rows);
+    saved.slot[KV] = arena_tensor(scratch, x.type, all.rows, saved.slot[KV].cols);
+    forward(&at, layer, w, &saved, x, &out, false, &pending, scratch);
+    norm_latent(env, w, &saved, &pending);
+    attn_cache_put(env, cache, first, 0, saved.slot[C_NORMED]);
+    expand(env, w, &saved, all);
+    attn_core_args args = attn_core_at(env, first, x.rows);
+    set_operands(&args, &env->dims, &saved);
+    attn_finish(env, &args, w->weight[w_o(&env->dims)], &out, false, scratch);
+    arena_release(scratch, mark);
+}
+
 const attn_variant attn_mla_prerope = {.name = "mla-prerope",
                                        .params = params,
                                        .layout = layout,
                                        .forward = forward,
                                        .forward_rest = forward_rest,
                                        .backward = backward,
-                                       .backward_rest = backward_rest};
+                                       .backward_rest = backward_rest,
+                                       .cache_cols = cache_cols,
+                                       .extend = extend};

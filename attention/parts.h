@@ -22,6 +22,18 @@ void attn_latent_backward(attn_env *env, tensor dlatent, tensor dnormed, tensor 
 /* The core's arguments but for its operands. */
 attn_core_args attn_core_for(const attn_env *env);
 
+/* The same for n rows of one sample from position `first` on, which is where env's rows begin (attn_env_at). */
+attn_core_args attn_core_at(const attn_env *env, int64_t first, int64_t n);
+
+/* env for rows of one sample that begin at that position. */
+attn_env attn_env_at(const attn_env *env, int64_t first);
+
+/* Room from scratch for all that the variant's forward pass of n tokens leaves. */
+attn_saved attn_saved_room(const attn_env *env, const attn_variant *v, int64_t n, arena *scratch);
+
+/* Rows of the cache from `first` on, columns from `col` on, become x. */
+void attn_cache_put(attn_env *env, tensor cache, int64_t first, int64_t col, tensor x);
+
 /* The rest of a forward pass: the core over its operands, and out = o W_Ot; see attn_variant.forward. */
 void attn_finish(attn_env *env, const attn_core_args *args, tensor w_o, const tensor *out, bool again, arena *scratch);
 

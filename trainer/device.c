@@ -1,5 +1,7 @@
 #include "trainer/device.h"
 
+#include <sched.h>
+
 static status open_cpu(ops *o, const attn_core **core, const config *c) {
     if (c->train.precision == PRECISION_BF16)
         return status_fail(STATUS_CONFIG, "train.precision: bf16 is for GPUs; the CPU computes in fp32 (auto)");
@@ -30,6 +32,11 @@ status device_open(ops *o, const attn_core **core, const config *c, const comm_r
     bool able = devices > 0 && attn_core_cuda();
     bool cuda = c->run.device == DEVICE_CUDA || (c->run.device == DEVICE_AUTO && able);
     return cuda ? open_cuda(o, core, c, roles, devices) : open_cpu(o, core, c);
+}
+
+int64_t device_cores(void) {
+    cpu_set_t set;
+    return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
 }
 
 void device_close(ops *o) {

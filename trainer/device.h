@@ -12,3 +12,6 @@
 status device_open(ops *o, const attn_core **core, const config *c, const comm_roles *roles);
 
 void device_close(ops *o);
+
+/* The CPU cores that this process may use. */
+int64_t device_cores(void);

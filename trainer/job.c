@@ -4,18 +4,12 @@
 #include "trainer/device.h"
 
 #include <math.h>
-#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-static int64_t cores(void) {
-    cpu_set_t set;
-    return sched_getaffinity(0, sizeof set, &set) == 0 ? CPU_COUNT(&set) : 1;
-}
-
 /* Threads come from the compute ranks alone, so that a run is the same with and without diagnostics ranks. */
 static void resolve_threads(job *j) {
-    int64_t share = cores() / j->roles.local_compute_ranks;
+    int64_t share = device_cores() / j->roles.local_compute_ranks;
     if (j->c.run.threads == 0) j->c.run.threads = share > 1 ? share : 1;
 }
 

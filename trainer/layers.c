@@ -153,10 +153,23 @@ static void forward_mlp(model *m, int index) {
     }
 }
 
+/* Of further tokens of the one sample. */
+static void extend_attention(model *m, int index) {
+    const model_cache *cache = m->cache;
+    view v = view_of(m, index, 0);
+    enter(m, index, 0, &v);
+    m->variant->extend(&v.env, index, &v.layer.weights, cache->layer[index], cache->first, v.layer.attention_in,
+                       v.branch, cache->scratch);
+    layers_sum(m, 0, m->branch, "attention output", index);
+}
+
 void layers_forward(model *m) {
     for (int i = 0; i < m->layers; i++) {
         model_need_bucket(m, m->first_layer_bucket + i);
-        forward_attention(m, i);
+        if (m->cache)
+            extend_attention(m, i);
+        else
+            forward_attention(m, i);
         forward_mlp(m, i);
     }
     for (int p = 0; p < m->parts; p++) {

@@ -7,6 +7,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 /* Rows of logits at a time are a multiple of it, which suits the tiles of products. */
 enum { CHUNK_ROWS = 128 };
@@ -273,14 +274,14 @@ static void embed(model *m, int p) {
     layers_sum(m, p, x, "embedding", -1);
 }
 
-/* From tokens to final_in, the normed output. */
+/* From tokens to final_in, the normed output. target NULL: nobody asks for the loss. */
 static void forward(model *m, const int32_t *input, const int32_t *target) {
     ops *o = m->ops;
     size_t bytes = (size_t)m->tokens * sizeof *input;
     profile_enter(o->profile, PROFILE_EMBEDDING);
     profile_bytes(o->profile, embedding_bytes(m, dtype_bytes(o->activation)));
     o->upload(o, m->input, input, bytes);
-    o->upload(o, m->target, target, bytes);
+    if (target) o->upload(o, m->target, target, bytes);
     model_need_bucket(m, m->params.list[m->embedding].bucket);
     for (int p = 0; p < m->parts; p++) embed(m, p);
     for (int b = m->params.sharded_buckets; b < m->params.buckets; b++) model_need_bucket(m, b);
@@ -342,6 +343,68 @@ void model_evaluate(model *m, const int32_t *input, const int32_t *target, int64
     for (int64_t first = 0; first < rows; first += m->chunk) {
         head_chunk c = chunk_at(m, logits, first, rows);
         head_forward(m, &c, 0);
+    }
+    arena_release(&m->memory, mark);
+}
+
+/* Of the chunk's tokens, from what head_forward has left. */
+static void token_losses(model *m, const head_chunk *c, float *losses) {
+    enum { BLOCK = 512 };
+    float row_max[BLOCK], sums[BLOCK], picked[BLOCK];
+    ops *o = m->ops;
+    for (int64_t first = 0; first < c->n; first += BLOCK) {
+        int64_t n = c->n - first < BLOCK ? c->n - first : BLOCK;
+        o->download(o, row_max, c->row_max + first, (size_t)n * sizeof *row_max);
+        o->download(o, sums, c->sums + first, (size_t)n * sizeof *sums);
+        o->download(o, picked, c->picked + first, (size_t)n * sizeof *picked);
+        for (int64_t i = 0; i < n; i++)
+            losses[first + i] = (float)(log((double)sums[i]) + (double)row_max[i] - (double)picked[i]);
+    }
+}
+
+void model_token_losses(model *m, const int32_t *input, const int32_t *target, int64_t samples, float *losses) {
+    forward(m, input, target);
+    int64_t rows = samples * m->context;
+    size_t mark = arena_mark(&m->memory);
+    tensor logits = logits_room(m);
+    for (int64_t first = 0; first < rows; first += m->chunk) {
+        head_chunk c = chunk_at(m, logits, first, rows);
+        head_forward(m, &c, 0);
+        token_losses(m, &c, losses + first);
+    }
+    arena_release(&m->memory, mark);
+}
+
+void model_extend(model *m, const int32_t *tokens, int64_t n, const model_cache *cache) {
+    assert(m->batch == 1 && n >= 1 && n <= m->context - cache->first);
+    int64_t context = m->context;
+    m->context = m->tokens = n; /* rows of activations; attention has its own dimensions */
+    m->cache = cache;
+    forward(m, tokens, NULL);
+    m->cache = NULL;
+    m->context = m->tokens = context;
+}
+
+/* bf16 is the upper half of fp32: widened in place, from the last on. */
+static void widen(float *values, int64_t count) {
+    for (int64_t i = count; i-- > 0;) {
+        uint16_t half;
+        memcpy(&half, (char *)values + (size_t)i * sizeof half, sizeof half);
+        uint32_t bits = (uint32_t)half << 16;
+        memcpy(&values[i], &bits, sizeof bits);
+    }
+}
+
+void model_logits(model *m, int64_t first, int64_t n, float *logits) {
+    ops *o = m->ops;
+    size_t mark = arena_mark(&m->memory);
+    tensor room = logits_room(m);
+    for (int64_t done = 0; done < n; done += m->chunk) {
+        head_chunk c = chunk_at(m, room, first + done, first + n);
+        float *out = logits + done * m->vocab;
+        ops_linear(o, c.logits, c.in, params_weight(&m->params, m->head), false);
+        o->download(o, out, c.logits.data, (size_t)(c.n * m->vocab) * dtype_bytes(room.type));
+        if (room.type == DTYPE_BF16) widen(out, c.n * m->vocab);
     }
     arena_release(&m->memory, mark);
 }

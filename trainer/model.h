@@ -32,11 +32,19 @@ typedef struct model_part {
 
 enum { MODEL_PARTS = 2 };
 
+/* What the attention of tokens so far leaves for further ones. */
+typedef struct model_cache {
+    tensor *layer;  /* [layers] of [T, columns of the variant] */
+    int64_t first;  /* tokens that are in it */
+    arena *scratch; /* of attn_variant.extend */
+} model_cache;
+
 typedef struct model {
     ops *ops;
     comm_group *tp, *dp;
     const attn_variant *variant;
-    attn_env attention; /* of all samples */
+    attn_env attention;       /* of all samples */
+    const model_cache *cache; /* while model_extend runs; NULL else */
     int parts;
     model_part part[MODEL_PARTS];
     params params;
@@ -97,6 +105,16 @@ void model_reduce_bucket(model *m, int b, int layer);
 
 /* Forward of the first `samples` samples: adds the sum of their tokens' cross-entropy to the loss. */
 void model_evaluate(model *m, const int32_t *input, const int32_t *target, int64_t samples);
+
+/* The cross-entropy of each token of the first `samples` samples, [samples T], into host memory. */
+void model_token_losses(model *m, const int32_t *input, const int32_t *target, int64_t samples, float *losses);
+
+/* Forward of the n tokens (host) behind those in the cache, which gets their rows: 1 <= n <= T - cache->first. The
+ * model is of one rank and one sample. */
+void model_extend(model *m, const int32_t *tokens, int64_t n, const model_cache *cache);
+
+/* The logits [n, V] of rows [first, first + n) of the last forward pass into host memory; of one rank. */
+void model_logits(model *m, int64_t first, int64_t n, float *logits);
 
 /* The loss sums of all data-parallel ranks on each of them. */
 void model_reduce_loss(model *m);

@@ -34,10 +34,14 @@ static int64_t least(int64_t a, int64_t b) {
     return a < b ? a : b;
 }
 
+static int64_t queries_of(const attn_core_args *a) {
+    return a->context - a->first;
+}
+
 static head_view view_head(const attn_core_args *a, int64_t sample, int head) {
     int64_t token = sample * a->context, g = (int64_t)head * a->kv_heads / a->heads;
     return (head_view){
-        .q = tensor_f32(a->q) + token * a->q.ld + (int64_t)head * (a->nope + a->rope),
+        .q = tensor_f32(a->q) + sample * queries_of(a) * a->q.ld + (int64_t)head * (a->nope + a->rope),
         .k = tensor_f32(a->k) + token * a->k.ld + g * a->k_head,
         .v = tensor_f32(a->v) + token * a->v.ld + g * a->v_head,
         .k_rope = a->rope ? tensor_f32(a->k_rope) + token * a->k_rope.ld : NULL,
@@ -70,15 +74,17 @@ static key_tile prepare_keys(const attn_core_args *a, const head_view *h, int64_
     };
 }
 
-/* Scores, not scaled yet, of queries [i0, i0 + m) against the first n keys of the tile at j0; those of the future
- * become -inf. */
+/* Scores, not scaled yet, of queries [i0, i0 + m), counted from position first, against the first n keys of the tile at
+ * j0; those of the future become -inf. */
 static void scores(const attn_core_args *a, const head_view *h, int64_t i0, int64_t m, int64_t j0, int64_t n,
                    const key_tile *keys, float *s) {
     const float *q = h->q + i0 * h->q_ld;
     product_by(s, TILE_LD, m, n, a->nope, rows_of(q, h->q_ld), &keys->nope, 0);
     if (a->rope) product_by(s, TILE_LD, m, n, a->rope, rows_of(q + a->nope, h->q_ld), &keys->rope, 1);
-    for (int64_t i = 0; i < m; i++)
-        for (int64_t j = i0 + i + 1 > j0 ? i0 + i + 1 - j0 : 0; j < n; j++) s[i * TILE_LD + j] = -INFINITY;
+    for (int64_t i = 0; i < m; i++) {
+        int64_t seen = a->first + i0 + i + 1; /* keys */
+        for (int64_t j = seen > j0 ? seen - j0 : 0; j < n; j++) s[i * TILE_LD + j] = -INFINITY;
+    }
 }
 
 /* One row of scores of the tile at j0 becomes weights against the greatest score so far, most; what was summed up
@@ -104,21 +110,22 @@ static void softmax_row(const attn_core_args *a, float *p, int64_t n, bool first
 }
 
 static size_t forward_room(const attn_core_args *a) {
-    return TILE_Q * TILE_LD + key_room(a) + product_room(TILE_K, a->value) + lines(a->context);
+    return TILE_Q * TILE_LD + key_room(a) + product_room(TILE_K, a->value) + lines(queries_of(a));
 }
 
 static void forward_head(const attn_core_args *a, int64_t sample, int head, float *room) {
     head_view h = view_head(a, sample, head);
     float *s = room, *keys_room = s + TILE_Q * TILE_LD, *values_room = keys_room + key_room(a);
     float *sum = values_room + product_room(TILE_K, a->value);
-    float *o = tensor_f32(a->o) + sample * a->context * a->o.ld + (int64_t)head * a->value;
-    float *lse = a->lse + (sample * a->heads + head) * a->context; /* the greatest score so far, until the end */
+    int64_t queries = queries_of(a);
+    float *o = tensor_f32(a->o) + sample * queries * a->o.ld + (int64_t)head * a->value;
+    float *lse = a->lse + (sample * a->heads + head) * queries; /* the greatest score so far, until the end */
     for (int64_t j0 = 0; j0 < a->context; j0 += TILE_K) {
         int64_t all = least(TILE_K, a->context - j0);
         key_tile keys = prepare_keys(a, &h, j0, all, keys_room);
         product_right values = product_prepare(values_room, rows_of(h.v + j0 * h.v_ld, h.v_ld), all, a->value);
-        for (int64_t i0 = j0; i0 < a->context; i0 += TILE_Q) {
-            int64_t m = least(TILE_Q, a->context - i0), n = least(all, i0 + m - j0);
+        for (int64_t i0 = j0 > a->first ? (j0 - a->first) / TILE_Q * TILE_Q : 0; i0 < queries; i0 += TILE_Q) {
+            int64_t m = least(TILE_Q, queries - i0), n = least(all, a->first + i0 + m - j0);
             float *out = o + i0 * a->o.ld;
             scores(a, &h, i0, m, j0, n, &keys, s);
             for (int64_t i = 0; i < m; i++)
@@ -126,7 +133,7 @@ static void forward_head(const attn_core_args *a, int64_t sample, int head, floa
             product_by(out, a->o.ld, m, a->value, n, rows_of(s, TILE_LD), &values, j0 > 0);
         }
     }
-    for (int64_t i = 0; i < a->context; i++) {
+    for (int64_t i = 0; i < queries; i++) {
         float inverse = 1.0f / sum[i];
         for (int64_t c = 0; c < a->value; c++) o[i * a->o.ld + c] *= inverse;
         lse[i] += logf(sum[i]);

@@ -20,10 +20,11 @@ static bool aligned(tensor t, int64_t stride) {
     return (uintptr_t)t.data % 16 == 0 && t.ld % 8 == 0 && stride % 8 == 0;
 }
 
+/* Queries from the first position on. */
 static bool takes_fused(const attn_core_args *a) {
     int qk = a->nope + a->rope;
     bool sizes = a->nope % 8 == 0 && a->rope % 8 == 0 && a->value % 8 == 0;
-    return a->q.type == DTYPE_BF16 && sizes && (a->rope == 0 || a->heads == a->kv_heads) && aligned(a->q, qk) &&
+    return a->q.type == DTYPE_BF16 && a->first == 0 && sizes && (a->rope == 0 || a->heads == a->kv_heads) && aligned(a->q, qk) &&
            aligned(a->k, a->k_head) && aligned(a->v, a->v_head) && aligned(a->o, a->value) &&
            (a->rope == 0 || aligned(a->k_rope, a->rope));
 }

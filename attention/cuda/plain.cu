@@ -41,7 +41,7 @@ template <typename T> struct head {
 template <typename T> __device__ head<T> head_of(const attn_core_args &a, int64_t sample, int h) {
     int64_t token = sample * a.context, g = (int64_t)h * a.kv_heads / a.heads;
     head<T> r;
-    r.q = (const T *)a.q.data + token * a.q.ld + (int64_t)h * (a.nope + a.rope);
+    r.q = (const T *)a.q.data + sample * (a.context - a.first) * a.q.ld + (int64_t)h * (a.nope + a.rope);
     r.k = (const T *)a.k.data + token * a.k.ld + g * a.k_head;
     r.v = (const T *)a.v.data + token * a.v.ld + g * a.v_head;
     r.k_rope = (const T *)a.k_rope.data + token * a.k_rope.ld;
@@ -79,14 +79,14 @@ template <typename F> __device__ void combine(float *parts, const float *mine, i
 
 template <typename T> __global__ void forward_kernel(attn_core_args a) {
     __shared__ float q[PLAIN_MOST_DIM], parts[WARPS * PLAIN_MOST_DIM], most[WARPS], sums[WARPS];
-    int64_t i = blockIdx.x, sample = blockIdx.y / a.heads;
+    int64_t i = blockIdx.x, sample = blockIdx.y / a.heads, queries = a.context - a.first;
     int h = blockIdx.y % a.heads, warp = threadIdx.x / LANES, lane = threadIdx.x % LANES;
     head<T> x = head_of<T>(a, sample, h);
     for (int c = threadIdx.x; c < x.qk(); c += WARPS * LANES) q[c] = load(x.q + i * x.q_ld + c);
     __syncthreads();
 
     float top = -INFINITY, sum = 0, o[PER_LANE] = {0};
-    for (int64_t j = warp; j <= i; j += WARPS) {
+    for (int64_t j = warp; j <= a.first + i; j += WARPS) {
         float s = x.scale * warp_dot(x.qk(), [&](int c) { return q[c] * x.key(j, c); });
         float next = s > top ? s : top, shrink = expf(top - next), p = expf(s - next);
         sum = sum * shrink + p;
@@ -102,9 +102,9 @@ template <typename T> __global__ void forward_kernel(attn_core_args a) {
     float factor = expf(top - all) / total; /* 0 for a warp that had no key */
     if (top == -INFINITY) factor = 0;
     for (int k = 0; k < PER_LANE; k++) o[k] *= factor;
-    T *out = (T *)a.o.data + (sample * a.context + i) * a.o.ld + (int64_t)h * a.value;
+    T *out = (T *)a.o.data + (sample * queries + i) * a.o.ld + (int64_t)h * a.value;
     combine(parts, o, x.value, [&](int c, float value) { store(out + c, value); });
-    if (threadIdx.x == 0) a.lse[(sample * a.heads + h) * a.context + i] = all + logf(total);
+    if (threadIdx.x == 0) a.lse[(sample * a.heads + h) * queries + i] = all + logf(total);
 }
 
 /* The row of dout or o of (sample, head, token). */
@@ -205,7 +205,7 @@ template <typename T> __global__ void rope_sum_kernel(attn_core_args a, attn_cor
     } while (0)
 
 cudaError_t plain_forward(const attn_core_args *a, cudaStream_t stream) {
-    LAUNCH(forward_kernel, a->context, a->batch * a->heads, *a);
+    LAUNCH(forward_kernel, a->context - a->first, a->batch * a->heads, *a);
 }
 
 cudaError_t plain_delta(const attn_core_args *a, const attn_core_grads *g, float *delta, cudaStream_t stream) {

@@ -1,12 +1,13 @@
 /* The model and its attention sublayers against make_golden.py's independent float64 model: one test a file of models/.
  *
- * Compared: loss, final hidden states, every parameter's gradient; for layer 0's attention alone, output, dx and weight
- * gradients for a random output gradient. In fp32 each within TOLERANCE twice: by norm, and the worst element against
- * the largest, so that neither small rows nor single elements hide. In bf16 each by norm within twice the error that
- * the file gives for a naive bf16 version. */
+ * Compared: loss, each token's loss, final hidden states (also from the cache, a few tokens at a time), logits, every
+ * parameter's gradient; for layer 0's attention alone, output, dx and weight gradients for a random output gradient. In
+ * fp32 each within TOLERANCE twice: by norm, and the worst element against the largest, so that neither small rows nor
+ * single elements hide. In bf16 each by norm within twice the error that the file gives for a naive bf16 version. */
 #include "attention_pass.h"
 #include "core/safetensors.h"
 #include "device.h"
+#include "trainer/decoder.h"
 #include "trainer/model.h"
 #include "trainer/weights.h"
 
@@ -19,6 +20,7 @@ typedef struct golden {
     safetensors file;
     config config;
     ops ops;
+    const attn_core *core;
     comm_group alone;
     model model;
     int64_t batch, tokens, width;
@@ -130,9 +132,9 @@ static void open_golden(golden *g, const char *name, int threads) {
     g->batch = strtol(safetensors_metadata(&g->file, "batch"), NULL, 10);
     g->tokens = g->batch * g->config.model.context;
     g->width = g->config.model.width;
-    const attn_core *core = test_device(&g->ops, threads, 0, 1);
+    g->core = test_device(&g->ops, threads, 0, 1);
     comm_self(&g->alone);
-    check_status(model_create(&g->model, &g->config, &g->ops, core, &g->alone, &g->alone, g->batch), STATUS_OK);
+    check_status(model_create(&g->model, &g->config, &g->ops, g->core, &g->alone, &g->alone, g->batch), STATUS_OK);
     load_weights(g);
     g->input = read_tokens(g, "tokens");
     g->target = read_tokens(g, "targets");
@@ -197,9 +199,87 @@ static void check_model(golden *g) {
         check_loss(g, model_take_loss(m), sum);
     }
     check_gradients(g); /* evaluation leaves them */
+
+    float *each = malloc((size_t)g->tokens * sizeof *each);
+    model_token_losses(m, g->input, g->target, g->batch, each);
+    check_values(g, "losses", each, losses, g->tokens);
+    free(each);
     check_status(model_status(m), STATUS_OK);
     free(loss);
     free(losses);
+}
+
+/* The logits that follow from the file's hidden states, [N, V]; free it. */
+static float *logits_wanted(const golden *g, const float *hidden) {
+    const param *head = &g->model.params.list[g->model.head];
+    float *weights = read_floats(g, head->name, head->spec.rows * head->spec.cols);
+    float *logits = malloc((size_t)(g->tokens * g->model.vocab) * sizeof *logits);
+    for (int64_t i = 0; i < g->tokens; i++)
+        for (int64_t v = 0; v < g->model.vocab; v++) {
+            double sum = 0;
+            for (int64_t c = 0; c < g->width; c++) sum += (double)hidden[i * g->width + c] * weights[v * g->width + c];
+            logits[i * g->model.vocab + v] = (float)sum;
+        }
+    free(weights);
+    return logits;
+}
+
+/* In bf16 the logits are rounded once more than the hidden states that they are made of. */
+static void check_logits(const golden *g, const float *got, const float *want, int64_t count) {
+    double error = relative_error(got, want, (size_t)count);
+    double most = limit(g, "hidden") * (test_in_bf16() ? 2 : 1) + (test_in_bf16() ? 0x1p-8 : 0);
+    if (!(error <= most)) fail_msg("logits are off by %.3g of their norm, more than %.3g", error, most);
+}
+
+/* One sample through the cache, in steps of 1, 2, 3, 1, ... tokens: its hidden states and, after each step, logits. */
+static void decode_sample(golden *g, model *one, const int32_t *tokens, float *hidden, const float *want_logits) {
+    decoder d;
+    float *logits = malloc((size_t)one->vocab * sizeof *logits);
+    check_status(decoder_open(&d, one), STATUS_OK);
+    for (int64_t first = 0, step = 1; first < one->context; first += step, step = step % 3 + 1) {
+        if (step > one->context - first) step = one->context - first;
+        decoder_add(&d, tokens + first, step);
+        assert_int_equal(d.scratch.used_bytes, 0);
+        tensor rows = test_to_host(&g->ops, tensor_rows(one->final_in, 0, step));
+        memcpy(hidden + first * g->width, rows.data, (size_t)(step * g->width) * sizeof *hidden);
+        free(rows.data);
+        decoder_logits(&d, logits);
+        check_logits(g, logits, want_logits + (first + step - 1) * one->vocab, one->vocab);
+    }
+    check_status(model_status(one), STATUS_OK);
+    decoder_close(&d);
+    free(logits);
+}
+
+static void check_cached(golden *g) {
+    model one;
+    check_status(model_create(&one, &g->config, &g->ops, g->core, &g->alone, &g->alone, 1), STATUS_OK);
+    check_status(weights_load(&one.params, &g->ops, &g->file), STATUS_OK);
+    int64_t count = g->tokens * g->width;
+    float *want = read_floats(g, "hidden", count), *want_logits = logits_wanted(g, want);
+    float *got = malloc((size_t)count * sizeof *got),
+          *logits = malloc((size_t)(g->tokens * one.vocab) * sizeof *logits);
+    for (int64_t sample = 0; sample < g->batch; sample++) {
+        int64_t at = sample * one.context;
+        decode_sample(g, &one, g->input + at, got + at * g->width, want_logits + at * one.vocab);
+    }
+    check_values(g, "hidden", got, want, count);
+
+    model_evaluate(&g->model, g->input, g->target, g->batch);
+    model_logits(&g->model, 0, g->tokens, logits);
+    check_logits(g, logits, want_logits, g->tokens * one.vocab);
+    model_evaluate(&one, g->input, g->target, 1); /* whole again after the cached steps */
+    check_status(model_status(&one), STATUS_OK);
+    tensor rows = test_to_host(&g->ops, one.final_in);
+    assert_int_equal(rows.rows, one.context);
+    double error = relative_error(rows.data, want, (size_t)(one.context * g->width));
+    if (!(error <= limit(g, "hidden"))) fail_msg("after decoding, hidden states are off by %.3g", error);
+    free(rows.data);
+    free(want);
+    free(want_logits);
+    free(got);
+    free(logits);
+    model_free(&one);
 }
 
 /* Layer 0's attention, called as the model calls it, into poisoned outputs. */
@@ -239,6 +319,7 @@ static void check_file(const char *name) {
         golden g;
         open_golden(&g, name, threads);
         check_model(&g);
+        check_cached(&g);
         check_sublayer(&g);
         print_message("%s: %s is nearest to its limit, %.2f of it\n", name, g.nearest_name, g.nearest);
         close_golden(&g);

@@ -336,6 +336,51 @@ static void test_the_future_is_not_seen(void **state) {
     operands_free(&p);
 }
 
+/* Queries from a later position on are the last ones of all. */
+static void test_queries_from_a_later_position(void **state) {
+    static const shape shapes[] = {
+        {2, 130, 3, 3, 16, 8, 16, true}, {1, 65, 4, 2, 24, 0, 16, false}, {2, 300, 2, 1, 8, 4, 12, false}};
+    ops o;
+    check_status(ops_cpu(&o, 2), STATUS_OK);
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++) {
+        shape whole = shapes[s];
+        operands p = operands_new(whole);
+        check_core(&p, 2);
+        const int64_t firsts[] = {1, 63, 64, whole.context - 1 - inputs_below(40), whole.context - 1};
+        for (size_t k = 0; k < sizeof firsts / sizeof *firsts; k++) {
+            int64_t first = firsts[k], left = whole.context - first, rows = whole.batch * left;
+            guarded q = guarded_new(rows, p.q.t.cols), out = guarded_new(rows, p.o.t.cols);
+            float *lse = malloc((size_t)(rows * whole.heads) * sizeof *lse);
+            guarded_poison(&out);
+            for (int64_t i = 0; i < rows; i++)
+                memcpy(tensor_f32(q.t) + i * q.t.ld,
+                       tensor_f32(p.q.t) + (i / left * whole.context + first + i % left) * p.q.t.ld,
+                       (size_t)q.t.cols * sizeof(float));
+            attn_core_args args = p.args;
+            args.first = first;
+            args.q = q.t;
+            args.o = out.t;
+            args.lse = lse;
+            size_t bytes = scratch_bytes(&p, &o);
+            arena scratch = {.base = aligned_alloc(ARENA_ALIGN_BYTES, bytes), .size_bytes = bytes};
+            attn_core_cpu.forward(&o, &args, &scratch);
+            guarded_check(&out);
+            for (int64_t i = 0; i < rows; i++) {
+                int64_t sample = i / left, from = sample * whole.context + first + i % left;
+                for (int64_t c = 0; c < out.t.cols; c++) check_near(at(out.t, i, c), at(p.o.t, from, c), 1e-5);
+                for (int head = 0; head < whole.heads; head++)
+                    check_near(lse[(sample * whole.heads + head) * left + i % left],
+                               p.lse[(sample * whole.heads + head) * whole.context + first + i % left], 1e-5);
+            }
+            free(scratch.base);
+            free(lse);
+            guarded_free(&q);
+            guarded_free(&out);
+        }
+        operands_free(&p);
+    }
+}
+
 /* The same bits again, and with 1 and 2 threads. */
 static void test_bits_do_not_depend_on_threads(void **state) {
     static const shape shapes[] = {
@@ -390,6 +435,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup(test_large_scores, inputs_start),
     cmocka_unit_test_setup(test_equal_keys_give_the_mean, inputs_start),
     cmocka_unit_test_setup(test_the_future_is_not_seen, inputs_start),
+    cmocka_unit_test_setup(test_queries_from_a_later_position, inputs_start),
     cmocka_unit_test_setup(test_bits_do_not_depend_on_threads, inputs_start),
     cmocka_unit_test_setup(test_the_exact_answer_is_the_derivative, inputs_start),
 };
