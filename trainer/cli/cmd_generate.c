@@ -1,11 +1,10 @@
 /* bulkhead generate: text from a trained model, token by token. */
 #include "data/reader.h"
 #include "trainer/cli/command.h"
+#include "trainer/cli/model_arguments.h"
 #include "trainer/decoder.h"
 #include "trainer/sampling.h"
-#include "trainer/trained.h"
 
-#include <getopt.h>
 #include <inttypes.h>
 #include <jansson.h>
 #include <stdio.h>
@@ -33,14 +32,13 @@ static const char help[] =
     "\n"
     "The cache's size is said on stderr, beside that of mha with the same heads.\n";
 
-enum { MOST_TOKENS = 1 << 20, MOST_THREADS = 1024 };
+enum { MOST_TOKENS = 1 << 20 };
 
 typedef struct request {
-    const char *model, *prompt, *tokens, *tokenizer;
-    trained_options how;
+    model_arguments model;
+    const char *prompt, *tokens;
     sampling sampling;
     int64_t most;
-    bool json, help;
 } request;
 
 typedef struct generation {
@@ -62,23 +60,15 @@ static status read_real(const char *option, const char *text, double least, doub
 }
 
 static status read_options(int argc, char **argv, request *r) {
-    static const struct option options[] = {{"prompt", required_argument, NULL, 'p'},
-                                            {"tokens", required_argument, NULL, 't'},
-                                            {"max", required_argument, NULL, 'm'},
-                                            {"temperature", required_argument, NULL, 'T'},
-                                            {"top-k", required_argument, NULL, 'k'},
-                                            {"top-p", required_argument, NULL, 'P'},
-                                            {"seed", required_argument, NULL, 's'},
-                                            {"tokenizer", required_argument, NULL, 'z'},
-                                            {"device", required_argument, NULL, 'd'},
-                                            {"threads", required_argument, NULL, 'n'},
-                                            {"json", no_argument, NULL, 'j'},
-                                            {"help", no_argument, NULL, 'h'},
-                                            {NULL, 0, NULL, 0}};
+    static const struct option options[] = {
+        {"prompt", required_argument, NULL, 'p'}, {"tokens", required_argument, NULL, 't'},
+        {"max", required_argument, NULL, 'm'},    {"temperature", required_argument, NULL, 'T'},
+        {"top-k", required_argument, NULL, 'k'},  {"top-p", required_argument, NULL, 'P'},
+        {"seed", required_argument, NULL, 's'},   MODEL_ARGUMENTS};
     int64_t seed = 1;
     optind = 1;
     opterr = 0;
-    for (int option; (option = getopt_long(argc, argv, ":h", options, NULL)) != -1;) {
+    for (int option; !r->model.help && (option = getopt_long(argc, argv, ":h", options, NULL)) != -1;) {
         switch (option) {
         case 'p':
             r->prompt = optarg;
@@ -101,32 +91,13 @@ static status read_options(int argc, char **argv, request *r) {
         case 's':
             TRY(command_read_number("seed", optarg, 0, INT64_MAX, &seed));
             break;
-        case 'z':
-            r->tokenizer = optarg;
-            break;
-        case 'd':
-            r->how.device = optarg;
-            break;
-        case 'n':
-            TRY(command_read_number("threads", optarg, 1, MOST_THREADS, &r->how.threads));
-            break;
-        case 'j':
-            r->json = true;
-            break;
-        case 'h':
-            r->help = true;
-            return STATUS_OK;
         default:
-            return command_bad_option(argv, option);
+            TRY(model_arguments_take(&r->model, argv, option));
         }
     }
     r->sampling.seed = (uint64_t)seed;
     if (r->prompt && r->tokens) return status_fail(STATUS_USAGE, "--prompt and --tokens are two ways of one thing");
-    if (optind + 1 != argc)
-        return status_fail(STATUS_USAGE, "one MODEL is wanted, %d given; `bulkhead generate --help` shows how",
-                           argc - optind);
-    r->model = argv[optind];
-    return STATUS_OK;
+    return model_arguments_end(&r->model, argc, argv);
 }
 
 /* ---- the prompt ---- */
@@ -162,7 +133,7 @@ static status read_prompt(const request *r, const trained *t, generation *g) {
     if (r->tokens) {
         TRY(read_ids(r->tokens, t->config.model.vocab, &g->ids));
     } else {
-        TRY(trained_tokenizer(t, r->tokenizer, &g->tokenizer));
+        TRY(trained_tokenizer(t, r->model.tokenizer, &g->tokenizer));
         tokenizer_text prompt = {.bytes = r->prompt ? r->prompt : ""};
         prompt.length = strlen(prompt.bytes);
         if (reader_valid_utf8(prompt.bytes, prompt.length) != prompt.length)
@@ -262,8 +233,8 @@ static status print_json(const request *r, const generation *g, decoder_bytes by
                            *written = list_of(g->ids.ids + g->prompt, g->ids.count - g->prompt);
     TRY(text_of(g, g->shown, g->prompt, &prompt));
     TRY(text_of(g, g->prompt, g->ids.count, &text));
-    json_t *all = json_pack("{s:s, s:o, s:o, s:o, s:o, s:s, s:I, s:{s:I, s:I}}", "model", r->model, "prompt", prompt,
-                            "prompt_tokens", tokens, "text", text, "tokens", written, "ended", g->ended, "seed",
+    json_t *all = json_pack("{s:s, s:o, s:o, s:o, s:o, s:s, s:I, s:{s:I, s:I}}", "model", r->model.model, "prompt",
+                            prompt, "prompt_tokens", tokens, "text", text, "tokens", written, "ended", g->ended, "seed",
                             (json_int_t)r->sampling.seed, "cache", "bytes_per_token", (json_int_t)bytes.token,
                             "mha_bytes_per_token", (json_int_t)bytes.mha_token);
     if (!all) return status_fail(STATUS_INTERNAL, "out of memory for the result");
@@ -297,7 +268,7 @@ static status run(const request *r, trained *t, generation *g) {
             bytes.token, bytes.mha_token, (double)bytes.mha_token / (double)bytes.token);
     if (strcmp(g->ended, "context") == 0)
         fprintf(stderr, "the context of %" PRId64 " tokens is full\n", t->model.context);
-    return r->json ? print_json(r, g, bytes) : print_text(g);
+    return r->model.json ? print_json(r, g, bytes) : print_text(g);
 }
 
 status cmd_generate(int argc, char **argv) {
@@ -305,11 +276,11 @@ status cmd_generate(int argc, char **argv) {
     trained t;
     generation g = {0};
     TRY(read_options(argc, argv, &r));
-    if (r.help) {
+    if (r.model.help) {
         fputs(help, stdout);
         return STATUS_OK;
     }
-    TRY(trained_find(&t, r.model, &r.how));
+    TRY(trained_find(&t, r.model.model, &r.model.how));
     status s = run(&r, &t, &g);
     if (g.tokenizer) tokenizer_free(g.tokenizer);
     free(g.ids.ids);

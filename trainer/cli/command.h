@@ -28,5 +28,6 @@ status cmd_query(int argc, char **argv);
 status cmd_merge(int argc, char **argv);
 status cmd_findings(int argc, char **argv);
 status cmd_analyze(int argc, char **argv);
+status cmd_eval(int argc, char **argv);
 status cmd_generate(int argc, char **argv);
 status cmd_version(int argc, char **argv);

@@ -19,6 +19,7 @@ static const command commands[] = {
     {"query", "ask a run's spectral history database", cmd_query},
     {"findings", "judge runs: onset, propagation, collapse and prevention as tests", cmd_findings},
     {"analyze", "spectra of any checkpoint: Hugging Face folders, safetensors", cmd_analyze},
+    {"eval", "perplexity of a trained model, or its answers to multiple-choice questions", cmd_eval},
     {"generate", "go on with a text, token by token", cmd_generate},
     {"version", "what this program is", cmd_version},
 };
