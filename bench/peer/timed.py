@@ -129,7 +129,6 @@ def main():
         torch.set_num_threads(int(sys.argv[6]))
         card, warm = "cpu", 1
     else:
-        torch.set_float32_matmul_precision("high")
         card, warm = torch.cuda.get_device_name(), WARM_STEPS
     m = model.Model(shape).to(place.device)
     about = {"program": "pytorch", "version": torch.__version__, "compiled": compiled, "card": card}
@@ -137,6 +136,7 @@ def main():
         about.update(parallel=mode, ranks=place.ranks)
     if cut > 1:
         about["off_whole"] = check_cut(m, shape, place.device)
+    torch.set_float32_matmul_precision("high")  # not before: the check is one of fp32
     opt = model.optimizer(m, 0.1, fused=not place.cpu or compiled)
     step = stepper(m, opt, shape, batch // place.ranks if mode == "data" else batch, place, compiled)
     timed(step, warm)

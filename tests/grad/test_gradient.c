@@ -138,7 +138,7 @@ static void check_parameter(problem *p, int i) {
     double slope = NAN;
     bool agrees = false;
     for (int halving = 0; halving < STEPS && !agrees; halving += 2) {
-        double step = fmin(ldexp(STEP, -halving) / norm, 0.02 * sqrt(size));
+        double step = ldexp(fmin(STEP / norm, 0.02 * sqrt(size)), -halving);
         slope = (loss_at(p, w, kept, direction, n, step) - loss_at(p, w, kept, direction, n, -step)) / (2 * step);
         agrees = fabs(slope - norm) <= CURVATURE * norm + NOISE / step;
     }
