@@ -1,5 +1,5 @@
-/* A library to preload into the ranks of a job: when the file that NAN_FILE names appears, the next matrix product of
- * the rank that it holds the number of gets a NaN, once; the file is then gone. */
+/* A library to preload into the ranks of a job: when the file that NAN_FILE names appears, the next matrix product by
+ * OpenBLAS (core/ops/cpu/product.h) of the rank that it holds the number of gets a NaN, once; the file is then gone. */
 #include <cblas.h>
 #include <dlfcn.h>
 #include <math.h>
