@@ -2,12 +2,12 @@
 
 #include "core/file.h"
 #include "core/log.h"
+#include "core/new_folder.h"
 #include "data/lines.h"
 #include "data/output.h"
 #include "data/split.h"
 #include "data/tokenizer.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
@@ -71,68 +71,6 @@ static status out_of_memory(void) {
 static status join(char **out, const char *folder, const char *name) {
     *out = file_join(folder, name);
     return *out ? STATUS_OK : out_of_memory();
-}
-
-/* ---- the folder ---- */
-
-static status check_out_dir(const char *path) {
-    struct stat st;
-    if (stat(path, &st) != 0) return STATUS_OK;
-    if (!S_ISDIR(st.st_mode)) return status_fail(STATUS_USAGE, "-o %s: that is a file; name a folder", path);
-    DIR *d = opendir(path);
-    if (!d) return status_fail(STATUS_IO, "cannot look into %s: %s", path, strerror(errno));
-    int entries = 0;
-    while (readdir(d)) entries++;
-    closedir(d);
-    if (entries <= 2) return STATUS_OK; /* . and .. */
-    return status_fail(STATUS_USAGE, "%s is not empty; name another folder with -o, or remove it first", path);
-}
-
-static status make_folder(job *j) {
-    const char *out = j->options->out_dir;
-    size_t length = strlen(out);
-    while (length > 1 && out[length - 1] == '/') length--;
-    char *parent = strndup(out, length);
-    j->folder = malloc(length + sizeof ".partial-XXXXXX");
-    if (!parent || !j->folder) {
-        free(parent);
-        return out_of_memory();
-    }
-    sprintf(j->folder, "%s.partial-XXXXXX", parent);
-    char *slash = strrchr(parent, '/');
-    status result = STATUS_OK;
-    if (slash && slash != parent) {
-        *slash = '\0';
-        result = file_make_dirs(parent);
-    }
-    free(parent);
-    if (result == STATUS_OK && !mkdtemp(j->folder))
-        result = status_fail(STATUS_IO, "cannot make the folder %s: %s", out, strerror(errno));
-    if (result != STATUS_OK) {
-        free(j->folder);
-        j->folder = NULL;
-        return result;
-    }
-    mode_t mask = umask(0); /* mkdtemp's folders are for their owner alone */
-    umask(mask);
-    chmod(j->folder, 0777 & ~mask);
-    return STATUS_OK;
-}
-
-static void remove_folder(const char *folder) {
-    DIR *d = opendir(folder);
-    if (!d) return;
-    for (struct dirent *entry; (entry = readdir(d));) unlinkat(dirfd(d), entry->d_name, 0);
-    closedir(d);
-    rmdir(folder);
-}
-
-static status publish_folder(job *j) {
-    if (rename(j->folder, j->options->out_dir) != 0)
-        return status_fail(STATUS_IO, "cannot name the folder %s: %s", j->options->out_dir, strerror(errno));
-    free(j->folder);
-    j->folder = NULL;
-    return STATUS_OK;
 }
 
 /* ---- sources ---- */
@@ -491,14 +429,14 @@ static status write_info(const job *j) {
 
 static status run(job *j, dataset_info *out) {
     const prepare_options *o = j->options;
-    TRY(check_out_dir(o->out_dir));
+    TRY(new_folder_check(o->out_dir));
     j->sources = calloc((size_t)o->input_count, sizeof *j->sources);
     if (!j->sources) return out_of_memory();
     for (int i = 0; i < o->input_count; i++) {
         j->sources[i] = (source){.name = o->inputs[i], .spool = -1};
         TRY(check_source(&j->sources[i]));
     }
-    TRY(make_folder(j));
+    TRY(new_folder_make(&j->folder, o->out_dir));
     TRY(read_with_model(j));
     TRY(encode(j));
     TRY(write_info(j));
@@ -506,7 +444,10 @@ static status run(job *j, dataset_info *out) {
     TRY(join(&info, j->folder, "dataset.json"));
     status result = dataset_info_load(out, info);
     free(info);
-    return result == STATUS_OK ? publish_folder(j) : result;
+    if (result != STATUS_OK) return result;
+    char *whole = j->folder;
+    j->folder = NULL;
+    return new_folder_publish(whole, o->out_dir);
 }
 
 static void job_free(job *j) {
@@ -521,8 +462,7 @@ static void job_free(job *j) {
     free(j->batch.texts);
     free(j->batch.ids);
     free(j->sources);
-    if (j->folder) remove_folder(j->folder);
-    free(j->folder);
+    new_folder_discard(j->folder);
 }
 
 status prepare(const prepare_options *options, dataset_info *out) {

@@ -2,6 +2,7 @@
 
 #include "core/log.h"
 #include "trainer/device.h"
+#include "trainer/weights.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -79,6 +80,11 @@ static status build_model(job *j) {
     config c = j->c;
     char none[] = "";
     if (j->resume.reads) c.train.init_from = none;
+    if (weights_are_foreign(c.train.init_from))
+        return status_fail(STATUS_CONFIG,
+                           "train.init_from: %s is another program's model; `bulkhead import %s -o FOLDER` makes "
+                           "weights and the configuration that fits them",
+                           c.train.init_from, c.train.init_from);
     if (c.parallel.halves == HALVES_AUTO) c.parallel.halves = j->ops.context ? HALVES_ON : HALVES_OFF;
     return model_create(&j->model, &c, &j->ops, j->core, &j->tp, &j->dp, j->micro_batch);
 }

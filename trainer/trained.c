@@ -3,6 +3,7 @@
 #include "core/file.h"
 #include "data/info.h"
 #include "trainer/device.h"
+#include "trainer/foreign.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -10,14 +11,12 @@
 #include <sys/stat.h>
 
 static const char WEIGHTS[] = "model.safetensors", CONFIG[] = "config.yaml", MANIFEST[] = "manifest.json",
-                  TOKENIZER[] = "tokenizer.model";
-
-enum { PATH_BYTES = CHECKPOINT_PATH_BYTES + 64 };
+                  TOKENIZER[] = "tokenizer.model", FOREIGN[] = "config.json";
 
 /* ---- finding ---- */
 
 static bool holds(const char *folder, const char *name) {
-    char path[PATH_BYTES];
+    char path[TRAINED_PATH_BYTES];
     snprintf(path, sizeof path, "%s/%s", folder, name);
     return file_exists(path);
 }
@@ -39,7 +38,7 @@ static status find_folder(trained *t, const char *path) {
                            path, WEIGHTS, CONFIG);
     snprintf(t->folder, sizeof t->folder, "%s", path);
     snprintf(checkpoints, sizeof checkpoints, "%s/checkpoints", path);
-    if (holds(path, MANIFEST) || !is_folder(checkpoints)) return STATUS_OK;
+    if (holds(path, MANIFEST) || holds(path, FOREIGN) || !is_folder(checkpoints)) return STATUS_OK;
     int64_t step = checkpoint_latest(checkpoints);
     if (step < 0) return status_fail(STATUS_NO_INPUT, "%s has no whole checkpoint yet", path);
     char name[CHECKPOINT_NAME_BYTES];
@@ -66,25 +65,40 @@ static void run_alone(config *c, const trained_options *options) {
     if (c->train.precision == PRECISION_BF16) c->train.precision = PRECISION_AUTO;
 }
 
+/* The configuration that lies beside the weights, of either kind. */
 static status load_config(trained *t, const trained_options *options) {
-    char path[PATH_BYTES], device[64];
+    char path[TRAINED_PATH_BYTES], device[64];
     const char *setting = device;
-    snprintf(path, sizeof path, "%s/%s", t->folder, CONFIG);
+    int settings = options->device != NULL;
+    foreign f;
     if (options->device) snprintf(device, sizeof device, "run.device=%s", options->device);
-    return config_load(&t->config, path, &setting, options->device != NULL);
+    if (!holds(t->folder, FOREIGN)) {
+        snprintf(path, sizeof path, "%s/%s", t->folder, CONFIG);
+        return config_load(&t->config, path, &setting, settings);
+    }
+    TRY(foreign_open(&f, t->folder, &setting, settings));
+    t->config = f.architecture.config;
+    files_close(&f.files);
+    return STATUS_OK;
+}
+
+/* Where the weights are, as train.init_from says it. */
+static status set_weights(trained *t) {
+    char path[TRAINED_PATH_BYTES];
+    bool in_folder = holds(t->folder, MANIFEST) || holds(t->folder, FOREIGN);
+    snprintf(path, sizeof path, "%s/%s", t->folder, WEIGHTS);
+    return set_text(&t->config.train.init_from, in_folder ? t->folder : path);
 }
 
 status trained_find(trained *out, const char *path, const trained_options *options) {
-    char weights[PATH_BYTES];
     *out = (trained){0};
     TRY(find_folder(out, path));
-    if (!holds(out->folder, CONFIG))
-        return status_fail(STATUS_NO_INPUT, "%s holds no model: there is no %s", out->folder, CONFIG);
+    if (!holds(out->folder, CONFIG) && !holds(out->folder, FOREIGN))
+        return status_fail(STATUS_NO_INPUT, "%s holds no model: there is neither %s nor %s", out->folder, CONFIG,
+                           FOREIGN);
     TRY(load_config(out, options));
     run_alone(&out->config, options);
-    bool is_checkpoint = holds(out->folder, MANIFEST);
-    snprintf(weights, sizeof weights, "%s/%s", out->folder, WEIGHTS);
-    status s = set_text(&out->config.train.init_from, is_checkpoint ? out->folder : weights);
+    status s = set_weights(out);
     if (s == STATUS_OK && out->config.model.vocab == 0)
         s = status_fail(STATUS_CONFIG, "%s/%s does not say model.vocab", out->folder, CONFIG);
     if (s != STATUS_OK) config_free(&out->config);
@@ -93,12 +107,14 @@ status trained_find(trained *out, const char *path, const trained_options *optio
 
 /* ---- loading ---- */
 
-status trained_load(trained *t, int64_t batch) {
+status trained_load(trained *t, int64_t batch, int64_t context) {
     const comm_roles alone = {.local_compute_ranks = 1};
     const attn_core *core;
     comm_self(&t->alone);
     TRY(device_open(&t->ops, &core, &t->config, &alone));
-    TRY(model_create(&t->model, &t->config, &t->ops, core, &t->alone, &t->alone, batch));
+    config c = t->config;
+    if (context > 0) c.model.context = context;
+    TRY(model_create(&t->model, &c, &t->ops, core, &t->alone, &t->alone, batch));
     return model_status(&t->model);
 }
 
@@ -112,29 +128,34 @@ void trained_close(trained *t) {
 /* ---- the tokenizer ---- */
 
 /* Beside the training data, with the hash that it must have. False: there is none. */
-static bool dataset_tokenizer(const config *c, char path[PATH_BYTES], dataset_info *info) {
+static bool dataset_tokenizer(const config *c, char path[TRAINED_PATH_BYTES], dataset_info *info) {
     if (c->data.train.count == 0) return false;
     const char *shard = c->data.train.items[0], *slash = strrchr(shard, '/');
     status s = dataset_info_load(info, shard);
     status_clear();
     if (s != STATUS_OK) return false;
-    snprintf(path, PATH_BYTES, "%.*s%s", slash ? (int)(slash - shard) + 1 : 0, shard, info->tokenizer);
+    snprintf(path, TRAINED_PATH_BYTES, "%.*s%s", slash ? (int)(slash - shard) + 1 : 0, shard, info->tokenizer);
     return true;
 }
 
-/* Whose hash it must have is in info, or not. */
-static status find_tokenizer(const trained *t, char path[PATH_BYTES], dataset_info *info) {
+/* With the hash that it must have in info, or none. */
+static status find_tokenizer(const trained *t, char path[TRAINED_PATH_BYTES], dataset_info *info) {
     if (t->config.data.tokenizer[0]) {
-        snprintf(path, PATH_BYTES, "%s", t->config.data.tokenizer);
+        snprintf(path, TRAINED_PATH_BYTES, "%s", t->config.data.tokenizer);
         return STATUS_OK;
     }
     if (dataset_tokenizer(&t->config, path, info)) return STATUS_OK;
-    snprintf(path, PATH_BYTES, "%s/%s", t->folder, TOKENIZER);
+    snprintf(path, TRAINED_PATH_BYTES, "%s/%s", t->folder, TOKENIZER);
     if (file_exists(path)) return STATUS_OK;
     return status_fail(STATUS_NO_INPUT,
-                       "the tokenizer of %s is not found: neither data.tokenizer nor a dataset.json "
-                       "beside data.train names one; --tokenizer does",
-                       t->folder);
+                       "the tokenizer of %s is not found: neither data.tokenizer nor a dataset.json beside data.train "
+                       "names one, and there is no %s; --tokenizer does",
+                       t->folder, TOKENIZER);
+}
+
+status trained_tokenizer_file(const trained *t, char out[TRAINED_PATH_BYTES]) {
+    dataset_info info = {0};
+    return find_tokenizer(t, out, &info);
 }
 
 static status check_tokenizer(const trained *t, const tokenizer *k, const char *path, const dataset_info *info) {
@@ -146,7 +167,7 @@ static status check_tokenizer(const trained *t, const tokenizer *k, const char *
 }
 
 status trained_tokenizer(const trained *t, const char *path, tokenizer **out) {
-    char found[PATH_BYTES];
+    char found[TRAINED_PATH_BYTES];
     dataset_info info = {0};
     *out = NULL;
     if (!path) {

@@ -1,9 +1,12 @@
 #include "trainer/weights.h"
 
+#include "core/file.h"
 #include "trainer/checkpoint.h"
+#include "trainer/foreign.h"
 
 #include <inttypes.h>
 #include <math.h>
+#include <stdio.h>
 #include <sys/stat.h>
 
 #define BAD(f, format, ...) status_fail(STATUS_DATA, "%s: " format, (f)->path, ##__VA_ARGS__)
@@ -73,8 +76,23 @@ static status load_checkpoint(params *p, ops *o, const char *path) {
     return s;
 }
 
+static status load_foreign(params *p, ops *o, const char *path) {
+    foreign f;
+    TRY(foreign_open(&f, path, NULL, 0));
+    status s = foreign_load(&f, p, o);
+    foreign_close(&f);
+    return s;
+}
+
+bool weights_are_foreign(const char *path) {
+    char name[4096];
+    snprintf(name, sizeof name, "%s/config.json", path);
+    return file_exists(name);
+}
+
 status weights_load_path(params *p, ops *o, const char *path) {
     struct stat info;
     bool folder = stat(path, &info) == 0 && S_ISDIR(info.st_mode);
+    if (folder && weights_are_foreign(path)) return load_foreign(p, o, path);
     return folder ? load_checkpoint(p, o, path) : load_file(p, o, path);
 }

@@ -9,6 +9,10 @@
  * has another shape, is of no float type, or holds a value in this rank's box that is not finite in fp32. */
 status weights_load(params *p, ops *o, const safetensors *f);
 
-/* The same from a file, or the folder of a checkpoint, that holds these parameters and nothing else. NO_INPUT when it
- * cannot be opened, DATA also when it is not well-formed or holds a tensor that the model does not have. */
+/* The same from a file, the folder of a checkpoint, or one in the layout of Hugging Face's, that holds these parameters
+ * and nothing else. NO_INPUT when it cannot be opened, DATA also when it is not well-formed or holds a tensor that the
+ * model does not have. What else config.json says there (rope_theta, rms_norm_eps) is the caller's concern. */
 status weights_load_path(params *p, ops *o, const char *path);
+
+/* Whether it is a folder in that layout. */
+bool weights_are_foreign(const char *path);

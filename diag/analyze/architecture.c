@@ -8,10 +8,30 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* What all layers end with, where the feed-forward part is dense. */
+#define MLP_TENSORS                                                                                                    \
+    {"mlp_norm", "post_attention_layernorm.weight", ROWS_ALL}, {"mlp.W_gate", "mlp.gate_proj.weight", ROWS_ALL},       \
+        {"mlp.W_up", "mlp.up_proj.weight", ROWS_ALL}, {"mlp.W_down", "mlp.down_proj.weight", ROWS_ALL}, {              \
+        NULL, NULL, ROWS_ALL                                                                                           \
+    }
+
 static const architecture_tensor grouped[] = {
     {"attention_norm", "input_layernorm.weight", ROWS_ALL}, {"attention.W_Q", "self_attn.q_proj.weight", ROWS_ALL},
     {"attention.W_K", "self_attn.k_proj.weight", ROWS_ALL}, {"attention.W_V", "self_attn.v_proj.weight", ROWS_ALL},
-    {"attention.W_O", "self_attn.o_proj.weight", ROWS_ALL}, {NULL, NULL, ROWS_ALL}};
+    {"attention.W_O", "self_attn.o_proj.weight", ROWS_ALL}, MLP_TENSORS};
+
+static const architecture_tensor prerope[] = {{"attention_norm", "input_layernorm.weight", ROWS_ALL},
+                                              {"attention.W_Q", "self_attn.q_proj.weight", ROWS_ALL},
+                                              {"attention.W_K", "self_attn.k_proj.weight", ROWS_ALL},
+                                              {"attention.W_V", "self_attn.v_proj.weight", ROWS_ALL},
+                                              {"attention.W_DK", "self_attn.k_down_proj.weight", ROWS_ALL},
+                                              {"attention.W_DV", "self_attn.v_down_proj.weight", ROWS_ALL},
+                                              {"attention.W_D", "self_attn.down_proj.weight", ROWS_ALL},
+                                              {"attention.latent_norm", "self_attn.latent_layernorm.weight", ROWS_ALL},
+                                              {"attention.W_UK", "self_attn.k_up_proj.weight", ROWS_ALL},
+                                              {"attention.W_UV", "self_attn.v_up_proj.weight", ROWS_ALL},
+                                              {"attention.W_O", "self_attn.o_proj.weight", ROWS_ALL},
+                                              MLP_TENSORS};
 
 static const architecture_tensor latent[] = {{"attention_norm", "input_layernorm.weight", ROWS_ALL},
                                              {"attention.W_Q", "self_attn.q_proj.weight", ROWS_ALL},
@@ -23,7 +43,12 @@ static const architecture_tensor latent[] = {{"attention_norm", "input_layernorm
                                              {"attention.latent_norm", "self_attn.kv_a_layernorm.weight", ROWS_ALL},
                                              {"attention.W_UKV", "self_attn.kv_b_proj.weight", ROWS_ALL},
                                              {"attention.W_O", "self_attn.o_proj.weight", ROWS_ALL},
-                                             {NULL, NULL, ROWS_ALL}};
+                                             MLP_TENSORS};
+
+const architecture_tensor architecture_outside[] = {{"embedding", "model.embed_tokens.weight", ROWS_ALL},
+                                                    {"norm", "model.norm.weight", ROWS_ALL},
+                                                    {"lm_head", "lm_head.weight", ROWS_ALL},
+                                                    {NULL, NULL, ROWS_ALL}};
 
 typedef struct family {
     const char *model_type;
@@ -37,7 +62,7 @@ static const family families[] = {
     {"qwen2_moe", grouped, false, false, false},  {"qwen3", grouped, false, true, false},
     {"qwen3_moe", grouped, false, true, false},   {"gemma", grouped, true, false, false},
     {"gemma2", grouped, true, false, true},       {"deepseek_v2", latent, false, false, false},
-    {"deepseek_v3", latent, false, false, false},
+    {"deepseek_v3", latent, false, false, false}, {"bulkhead_prerope", prerope, false, false, false},
 };
 
 enum { FAMILY_COUNT = sizeof families / sizeof families[0], MOST_SETTINGS = 64, SETTING_BYTES = 96 };
@@ -92,7 +117,7 @@ static status find_family(const reader *r, const family **out) {
             *out = &families[i];
             return STATUS_OK;
         }
-    char known[256] = "";
+    char known[320] = "";
     for (int i = 0; i < FAMILY_COUNT; i++) {
         size_t used = strlen(known);
         snprintf(known + used, sizeof(known) - used, "%s%s", i ? ", " : "", families[i].model_type);
@@ -179,6 +204,22 @@ static status read_latent(reader *r) {
     return STATUS_OK;
 }
 
+/* A model that Bulkhead has exported. */
+static status read_prerope(reader *r) {
+    int64_t latent_dim, dim;
+    const char *source = json_string_value(value_of(r, "prerope_source"));
+    TRY(count_of(r, "kv_lora_rank", 0, &latent_dim));
+    TRY(count_of(r, "head_dim", 0, &dim));
+    if (!source || (strcmp(source, "key") != 0 && strcmp(source, "hidden") != 0))
+        return BAD(r, "prerope_source is neither \"key\" nor \"hidden\"");
+    set(r, "attention.variant=mla-prerope");
+    set(r, "model.head_dim=%" PRId64, dim);
+    set(r, "attention.kv_lora_rank=%" PRId64, latent_dim);
+    set(r, "attention.prerope_source=%s", source);
+    set(r, "attention.latent_norm=%s", json_is_false(value_of(r, "latent_norm")) ? "false" : "true");
+    return STATUS_OK;
+}
+
 /* ---- the door ---- */
 
 /* The model's sizes alone: what is wrong with them is the file's; with the settings, it is theirs. */
@@ -206,7 +247,9 @@ static status read_json(architecture *out, reader *r, const char *const *setting
     TRY(find_family(r, &f));
     TRY(check_quantization(r));
     TRY(read_sizes(r, &heads));
-    TRY(f->tensors == latent ? read_latent(r) : read_grouped(r, heads));
+    if (f->tensors == latent) TRY(read_latent(r));
+    if (f->tensors == prerope) TRY(read_prerope(r));
+    if (f->tensors == grouped) TRY(read_grouped(r, heads));
     *out = (architecture){.layer = "model.layers.%d.",
                           .tensors = f->tensors,
                           .gain_plus_one = f->gain_plus_one,
@@ -236,8 +279,18 @@ void architecture_free(architecture *a) {
     config_free(&a->config);
 }
 
-const architecture_tensor *architecture_find(const architecture *a, const char *own) {
-    for (const architecture_tensor *t = a->tensors; t->own; t++)
+const architecture_tensor *architecture_in(const architecture_tensor *list, const char *own) {
+    for (const architecture_tensor *t = list; t->own; t++)
         if (strcmp(t->own, own) == 0) return t;
     return NULL;
+}
+
+const architecture_tensor *architecture_find(const architecture *a, const char *own) {
+    return architecture_in(a->tensors, own);
+}
+
+const architecture_tensor *architecture_tensors_of(config_variant variant) {
+    static const architecture_tensor *const all[] = {
+        [VARIANT_MHA] = grouped, [VARIANT_MLA_PREROPE] = prerope, [VARIANT_MLA_DECOUPLED] = latent};
+    return all[variant];
 }

@@ -2,9 +2,10 @@
  * and where each of Bulkhead's tensors lies in the files.
  *
  * Known are the families of Hugging Face's transformers whose attention is one of ours up to positive factors a token:
- * Llama, Mistral and their likes as mha, DeepSeek-V2 and -V3 as mla-decoupled. How a family orders rotary pairs is of
- * no concern: which rows are rotary is the same, and no spectrum depends on their order. A family that is not in the
- * table is refused: its norms or projections may mean something else. */
+ * Llama, Mistral and their likes as mha, DeepSeek-V2 and -V3 as mla-decoupled, and what Bulkhead exports of
+ * mla-prerope. How a family orders rotary pairs is of no concern: which rows are rotary is the same, and no spectrum
+ * depends on their order. A family that is not in the table is refused: its norms or projections may mean something
+ * else. */
 #pragma once
 
 #include "core/config.h"
@@ -40,6 +41,16 @@ status architecture_read(architecture *out, const char *path, const char *const 
 status architecture_read_own(architecture *out, const char *path, const char *const *settings, int setting_count);
 
 void architecture_free(architecture *a);
+
+/* The tensor `own` in a list that ends with own NULL; NULL: it is not in it. */
+const architecture_tensor *architecture_in(const architecture_tensor *list, const char *own);
+
+/* The names of a layer's tensors where that variant is one of Hugging Face's: llama, deepseek_v3, and bulkhead_prerope,
+ * which is Bulkhead's own. */
+const architecture_tensor *architecture_tensors_of(config_variant variant);
+
+/* Those outside of the layers. */
+extern const architecture_tensor architecture_outside[];
 
 /* Where Bulkhead's tensor `own` of a layer comes from; NULL: this family has none. */
 const architecture_tensor *architecture_find(const architecture *a, const char *own);

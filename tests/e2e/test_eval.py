@@ -1,5 +1,4 @@
 """End to end: perplexity and multiple choice of models with fresh random weights, against tests/golden's float64 model."""
-import importlib.util
 import json
 import math
 import os
@@ -8,38 +7,14 @@ import struct
 import unittest
 
 import harness
+import random_models
+from random_models import losses_of
 
 USAGE, DATA, NO_INPUT = 64, 65, 66
-GOLDEN = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "golden", "make_golden.py")
-try:
-    spec = importlib.util.spec_from_file_location("make_golden", GOLDEN)
-    golden = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(golden)
-    import torch
-except SystemExit:
-    golden = None
 
 VARIANTS = [dict(variant="mha", layers=2, kv_heads=2, context=24), dict(variant="mla-prerope", kv_lora_rank=16, context=24),
             dict(variant="mla-decoupled", layers=2, kv_lora_rank=16, q_lora_rank=12, qk_nope_head_dim=8, qk_rope_head_dim=4,
                  v_head_dim=6, context=24)]
-
-
-def write_model(folder, c, parameters):
-    """A folder that eval takes, and what it is made of."""
-    os.makedirs(folder)
-    golden.write_safetensors(os.path.join(folder, "model.safetensors"), parameters, {"format": "test"})
-    sections = {}
-    for setting in golden.settings(c):
-        section, key = setting.split(".", 1)
-        sections.setdefault(section, []).append("  " + key.replace("=", ": ", 1))
-    with open(os.path.join(folder, "config.yaml"), "w") as f:
-        f.write("".join(f"{section}:\n" + "\n".join(lines) + "\n" for section, lines in sections.items()))
-
-
-def losses_of(c, parameters, tokens):
-    """The loss of each token but the first, all in one window."""
-    t = torch.tensor([tokens])
-    return golden.model(c, parameters, t[:, :-1], t[:, 1:])[1][0].tolist()
 
 
 def nats_of(c, parameters, tokens, stride):
@@ -56,18 +31,13 @@ def nats_of(c, parameters, tokens, stride):
 class EvalTest(harness.RunTest):
     def setUp(self):
         super().setUp()
-        if not golden:
-            print("skipped: no PyTorch")
-            self.skipTest("no PyTorch")
+        random_models.skip_without_pytorch(self)
         self.seed = random.SystemRandom().randrange(1 << 30)
         self.draw = random.Random(self.seed)
 
     def model(self, name, **overrides):
         """Its folder, configuration and weights."""
-        c = golden.resolve(overrides)
-        parameters = golden.draw_parameters(c, torch.Generator().manual_seed(self.draw.randrange(1 << 30)))
-        write_model(self.path(name), c, parameters)
-        return self.path(name), c, parameters
+        return self.path(name), *random_models.write_model(self.path(name), self.draw.randrange(1 << 30), **overrides)
 
     def said(self, folder, *arguments):
         done = self.bulkhead("eval", folder, "--json", "--threads", "1", *arguments)

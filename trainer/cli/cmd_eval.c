@@ -143,7 +143,7 @@ static status run(request *r, trained *t) {
         return status_fail(STATUS_USAGE, "--stride %" PRId64 " would leave tokens out: the context has %" PRId64,
                            r->stride, context);
     if (!r->shards) TRY(trained_tokenizer(t, r->model.tokenizer, &k));
-    status result = trained_load(t, r->batch);
+    status result = trained_load(t, r->batch, 0);
     if (result == STATUS_OK) result = scorer_open(&s, &t->model);
     if (result == STATUS_OK) result = evaluate(r, &s, k);
     scorer_close(&s);

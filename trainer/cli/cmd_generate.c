@@ -261,7 +261,7 @@ static status print_text(const generation *g) {
 
 static status run(const request *r, trained *t, generation *g) {
     TRY(read_prompt(r, t, g));
-    TRY(trained_load(t, 1));
+    TRY(trained_load(t, 1, 0));
     decoder_bytes bytes = decoder_cache_bytes(&t->model, &t->config);
     TRY(generate(r, &t->model, g));
     fprintf(stderr, "cache: %" PRId64 " bytes a token; mha with the same heads: %" PRId64 " (%.1f times as many)\n",

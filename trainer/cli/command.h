@@ -30,4 +30,6 @@ status cmd_findings(int argc, char **argv);
 status cmd_analyze(int argc, char **argv);
 status cmd_eval(int argc, char **argv);
 status cmd_generate(int argc, char **argv);
+status cmd_export(int argc, char **argv);
+status cmd_import(int argc, char **argv);
 status cmd_version(int argc, char **argv);

@@ -21,6 +21,8 @@ static const command commands[] = {
     {"analyze", "spectra of any checkpoint: Hugging Face folders, safetensors", cmd_analyze},
     {"eval", "perplexity of a trained model, or its answers to multiple-choice questions", cmd_eval},
     {"generate", "go on with a text, token by token", cmd_generate},
+    {"export", "a trained model in Hugging Face's format", cmd_export},
+    {"import", "a model in Hugging Face's format, to go on with its training", cmd_import},
     {"version", "what this program is", cmd_version},
 };
 
