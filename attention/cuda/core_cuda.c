@@ -24,8 +24,8 @@ static bool aligned(tensor t, int64_t stride) {
 static bool takes_fused(const attn_core_args *a) {
     int qk = a->nope + a->rope;
     bool sizes = a->nope % 8 == 0 && a->rope % 8 == 0 && a->value % 8 == 0;
-    return a->q.type == DTYPE_BF16 && a->first == 0 && sizes && (a->rope == 0 || a->heads == a->kv_heads) && aligned(a->q, qk) &&
-           aligned(a->k, a->k_head) && aligned(a->v, a->v_head) && aligned(a->o, a->value) &&
+    return a->q.type == DTYPE_BF16 && a->first == 0 && sizes && (a->rope == 0 || a->heads == a->kv_heads) &&
+           aligned(a->q, qk) && aligned(a->k, a->k_head) && aligned(a->v, a->v_head) && aligned(a->o, a->value) &&
            (a->rope == 0 || aligned(a->k_rope, a->rope));
 }
 
