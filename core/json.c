@@ -4,9 +4,21 @@
 
 #include <math.h>
 #include <stdlib.h>
+#include <string.h>
 
 json_t *json_finite(double value) {
     return isfinite(value) ? json_real(value) : json_null();
+}
+
+json_t *json_text(const char *text) {
+    json_t *j = json_string(text ? text : "");
+    if (j) return j;
+    char *ascii = strdup(text);
+    for (char *c = ascii; c && *c; c++)
+        if (*c & 0x80) *c = '?';
+    j = ascii ? json_string(ascii) : NULL;
+    free(ascii);
+    return j;
 }
 
 status json_read_file(json_t **out, const char *path, size_t limit_bytes) {

@@ -1,7 +1,8 @@
 /* Collecting and printing of query results. */
 #include "diag/table.h"
 
-#include <jansson.h>
+#include "core/json.h"
+
 #include <math.h>
 #include <sqlite3.h>
 #include <stdlib.h>
@@ -187,18 +188,6 @@ static void print_csv(const table *t, FILE *out) {
             if (c && c->kind == CELL_REAL) fprintf(out, "%.17g", c->real);
             fputs(j + 1 == t->columns ? "\r\n" : ",", out);
         }
-}
-
-/* Text that is no UTF-8 cannot be in JSON: its foreign bytes become "?". */
-static json_t *json_text(const char *text) {
-    json_t *j = json_string(text);
-    if (j) return j;
-    char *ascii = strdup(text);
-    for (char *c = ascii; c && *c; c++)
-        if (*c & 0x80) *c = '?';
-    j = json_string(ascii ? ascii : "");
-    free(ascii);
-    return j;
 }
 
 static json_t *json_cell(const table_cell *c) {
