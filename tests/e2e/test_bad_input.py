@@ -185,7 +185,7 @@ class Usage(harness.RunTest):
         code, out, _ = self.run_alone("--help")
         self.assertEqual(code, 0)
         commands = [line.split()[0] for line in out.splitlines() if line.startswith("  ")]
-        self.assertEqual(commands, ["prepare", "plan", "train", "merge", "query", "findings", "analyze", "eval",
+        self.assertEqual(commands, ["prepare", "plan", "train", "merge", "query", "findings", "report", "analyze", "eval",
                                     "generate", "export", "import", "version"])
         for command in commands:
             code, out, err = self.run_alone(command, "--help")

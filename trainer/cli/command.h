@@ -27,6 +27,7 @@ status cmd_train(int argc, char **argv);
 status cmd_query(int argc, char **argv);
 status cmd_merge(int argc, char **argv);
 status cmd_findings(int argc, char **argv);
+status cmd_report(int argc, char **argv);
 status cmd_analyze(int argc, char **argv);
 status cmd_eval(int argc, char **argv);
 status cmd_generate(int argc, char **argv);

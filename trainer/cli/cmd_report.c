@@ -1,0 +1,83 @@
+/* bulkhead report: one page about the runs of databases. */
+#include "diag/report.h"
+#include "trainer/cli/command.h"
+
+#include <getopt.h>
+#include <stdbool.h>
+#include <stdio.h>
+#include <string.h>
+
+static void print_help(void) {
+    puts("usage: bulkhead report DB... -o FILE.html [--columns A,B,...] [--form F] [--part P]\n"
+         "\n"
+         "Makes one HTML page about the runs of databases (run.db files, run folders, merged files; finished or being\n"
+         "written): loss and gradient norm, layer by step heat maps of the runs side by side on one colour scale,\n"
+         "configurations and what differs between them, events. All it needs is inside: it opens in any browser,\n"
+         "without a network. It keeps median and maximum of at most 200 bins of steps, and prints the query that\n"
+         "gives every row. The databases are only read.\n"
+         "\n"
+         "options:\n"
+         "  -o FILE, --output FILE  the page; one that is there is replaced\n"
+         "  --columns A,B,...       up to 8 columns of spectra for the heat maps (docs/spectra.md); default:\n"
+         "                          effective_rank,effective_rank_rest,stable_rank,outlier_energy,mp_gap,null_gap,\n"
+         "                          tw_score,top_overlap\n"
+         "  --form F                score (default) or channel\n"
+         "  --part P                full (default), content or rope");
+}
+
+/* names: cut into pieces. */
+static status read_columns(char *names, report_request *r) {
+    char *rest = NULL;
+    for (char *name = strtok_r(names, ",", &rest); name; name = strtok_r(NULL, ",", &rest))
+        TRY(report_add_column(r, name));
+    return r->columns[0] ? STATUS_OK : status_fail(STATUS_USAGE, "--columns wants names, with commas between them");
+}
+
+static status read_options(int argc, char **argv, report_request *r, const char **output, bool *help) {
+    static const struct option options[] = {
+        {"output", required_argument, NULL, 'o'}, {"columns", required_argument, NULL, 'c'},
+        {"form", required_argument, NULL, 'f'},   {"part", required_argument, NULL, 'p'},
+        {"help", no_argument, NULL, 'h'},         {NULL, 0, NULL, 0}};
+    optind = 1;
+    opterr = 0;
+    for (int option; (option = getopt_long(argc, argv, ":ho:", options, NULL)) != -1;) {
+        switch (option) {
+        case 'o':
+            if (*output) return status_fail(STATUS_USAGE, "one output: %s, or %s", *output, optarg);
+            *output = optarg;
+            break;
+        case 'c':
+            TRY(read_columns(optarg, r));
+            break;
+        case 'f':
+            r->form = optarg;
+            break;
+        case 'p':
+            r->part = optarg;
+            break;
+        case 'h':
+            *help = true;
+            return STATUS_OK;
+        default:
+            return command_bad_option(argv, option);
+        }
+    }
+    return STATUS_OK;
+}
+
+status cmd_report(int argc, char **argv) {
+    report_request r = {0};
+    report_counts counts;
+    const char *output = NULL;
+    bool help = false;
+    TRY(read_options(argc, argv, &r, &output, &help));
+    if (help) {
+        print_help();
+        return STATUS_OK;
+    }
+    if (!output) return status_fail(STATUS_USAGE, "no output; name a file behind -o");
+    if (optind == argc) return status_fail(STATUS_USAGE, "no database; name run.db files or run folders");
+    TRY(report_write((const char *const *)argv + optind, argc - optind, &r, output, &counts));
+    printf("%s: %d run%s, %.1f kB\n", output, counts.runs, counts.runs == 1 ? "" : "s", (double)counts.bytes / 1000);
+    return STATUS_OK;
+}
