@@ -2,8 +2,9 @@
  *
  * Each compute rank repeats a step of WORK_MS of arithmetic and one all-reduce of 4 MiB; every other step begins with a
  * snapshot of MIB, so that what else the machine does falls on both kinds alike. The receiver checks every byte of the
- * first snapshots. Prints one JSON line: median and least ms of a step of either kind, ms a snapshot took when nothing
- * else ran, and the processor time of compute rank 0 a snapshot. */
+ * first snapshots. Prints one JSON line: whether the receiver read snapshots out of their buffers (else they were
+ * messages), median and least ms of a step of either kind, ms a snapshot took when nothing else ran, and the processor
+ * time of compute rank 0 a snapshot. */
 #include "comm/channel.h"
 #include "bench/times.h"
 
@@ -94,13 +95,15 @@ static status compute(const comm_roles *r, size_t snapshot_bytes, double work_ms
     double snapshot_ms = 0, cpu_ms = 0, quiet[STEPS], sending[STEPS];
     status result = time_snapshot(&w, &snapshot_ms, &cpu_ms);
     if (result == STATUS_OK) result = time_steps(&w, quiet, sending);
+    bool shared = channel_snapshots_shared(w.sender);
     status closed = channel_sender_close(w.sender);
     if (r->compute_rank == 0 && result == STATUS_OK)
-        printf("{\"bench\": \"channel\", \"compute_ranks\": %d, \"snapshot_mib\": %zu, \"snapshot_ms\": %.2f, "
+        printf("{\"bench\": \"channel\", \"compute_ranks\": %d, \"shared\": %s, \"snapshot_mib\": %zu, "
+               "\"snapshot_ms\": %.2f, "
                "\"snapshot_cpu_ms\": %.3f, \"step_ms\": %.3f, \"step_ms_sending\": %.3f, \"least_step_ms\": %.3f, "
                "\"least_step_ms_sending\": %.3f}\n",
-               r->tp * r->dp, snapshot_bytes / MIB, snapshot_ms, cpu_ms, quiet[STEPS / 2], sending[STEPS / 2], quiet[0],
-               sending[0]);
+               r->tp * r->dp, shared ? "true" : "false", snapshot_bytes / MIB, snapshot_ms, cpu_ms, quiet[STEPS / 2],
+               sending[STEPS / 2], quiet[0], sending[0]);
     free(w.gradient);
     comm_close(&w.group);
     return result != STATUS_OK ? result : closed;

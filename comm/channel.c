@@ -1,12 +1,15 @@
 /* The channel's two ends are queues, or in a worker process a socket. In one process both ends share one; over MPI a
  * thread at each end carries messages from the sender's to the receiver's (wire.c). The snapshot buffers stand in a
  * queue of their own while they are free: taking one waits for the thread to put it back. */
+#define _GNU_SOURCE /* posix_fallocate */
 #include "comm/channel.h"
 
 #include "comm/message.h"
 #include "comm/queue.h"
 #include "comm/wire.h"
+#include "core/log.h"
 
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -16,6 +19,7 @@ struct channel_sender {
     queue *buffers;       /* free snapshot buffers; likewise */
     channel_message held; /* the buffer got last; data NULL: none */
     size_t snapshot_bytes;
+    bool shares; /* the buffers are memory that receivers on this host can read: while they are made */
     int rank;
     wire_out *wire; /* NULL in one process */
     int socket;     /* in a worker process, which has no queue; else 0 */
@@ -32,10 +36,35 @@ static status no_memory(void) {
     return status_fail(STATUS_INTERNAL, "out of memory for the channel to the diagnostics rank");
 }
 
-/* A buffer's pages are there already: the first snapshot must not cost more than the next. */
+/* A buffer that receivers on this host can read. Its pages are there already, as in memory from host_alloc: the first
+ * snapshot must not cost more than the next. */
+static bool share_buffer(channel_sender *s, channel_message *buffer) {
+    buffer->bytes = s->snapshot_bytes;
+    if (!message_allocate(buffer)) return false;
+    if (buffer->memory > 0 && posix_fallocate(buffer->memory, 0, (off_t)buffer->bytes) == 0) {
+        memset(buffer->data, 0, buffer->bytes);
+        if (s->ops->host_lock(s->ops, buffer->data, buffer->bytes)) return true;
+    }
+    message_release(buffer);
+    log_info("no memory for snapshots that other ranks can read (%.1f MiB each): they travel as messages",
+             (double)buffer->bytes / 0x1p20);
+    return false;
+}
+
+static void release_buffer(channel_sender *s, channel_message *buffer) {
+    if (buffer->memory == 0) {
+        s->ops->host_release(s->ops, buffer->data);
+        return;
+    }
+    s->ops->host_unlock(s->ops, buffer->data);
+    buffer->bytes = s->snapshot_bytes; /* not those of the last snapshot in it */
+    message_release(buffer);
+}
+
 static status add_buffer(channel_sender *s, int slot) {
     channel_message buffer = {.kind = CHANNEL_SNAPSHOT, .sender = s->rank, .slot = slot};
-    buffer.data = s->ops->host_alloc(s->ops, s->snapshot_bytes);
+    if (s->shares) s->shares = share_buffer(s, &buffer);
+    if (!s->shares) buffer.data = s->ops->host_alloc(s->ops, s->snapshot_bytes);
     if (!buffer.data)
         return status_fail(STATUS_CONFIG,
                            "%d snapshot buffers of %.1f MiB of host memory cannot be had (page-locked for a GPU: see "
@@ -43,7 +72,7 @@ static status add_buffer(channel_sender *s, int slot) {
                            "diagnostics.ranks: 0",
                            CHANNEL_SNAPSHOT_BUFFERS, (double)s->snapshot_bytes / 0x1p20);
     status result = queue_push(s->buffers, &buffer);
-    if (result != STATUS_OK) s->ops->host_release(s->ops, buffer.data);
+    if (result != STATUS_OK) release_buffer(s, &buffer);
     return result;
 }
 
@@ -57,14 +86,14 @@ static status add_buffers(channel_sender *s) {
     return STATUS_OK;
 }
 
-/* Snapshot buffers are the table's to free. One that the thread gave up on is in no queue, and stays. */
+/* A snapshot buffer that the thread gave up on is in no queue, and stays. */
 static void release_buffers(channel_sender *s, queue *q) {
     channel_message m;
     if (!q) return;
     queue_end(q);
     while (queue_pop(q, &m) == STATUS_OK && m.kind != CHANNEL_END) {
         if (m.kind == CHANNEL_SNAPSHOT) {
-            s->ops->host_release(s->ops, m.data);
+            release_buffer(s, &m);
         } else {
             free(m.data);
         }
@@ -73,7 +102,7 @@ static void release_buffers(channel_sender *s, queue *q) {
 
 static void free_sender(channel_sender *s) {
     if (s->ops) {
-        if (s->held.data) s->ops->host_release(s->ops, s->held.data);
+        if (s->held.data) release_buffer(s, &s->held);
         release_buffers(s, s->buffers);
         release_buffers(s, s->out);
     }
@@ -96,6 +125,7 @@ status channel_sender_open(channel_sender **out, const comm_roles *roles, size_t
     s->ops = o;
     s->rank = roles->compute_rank;
     s->snapshot_bytes = snapshot_bytes;
+    s->shares = snapshot_bytes >= MESSAGE_MEMORY_BYTES;
     s->out = queue_open(1);
     s->buffers = queue_open(1);
     status result = s->out && s->buffers ? STATUS_OK : no_memory();
@@ -236,6 +266,10 @@ status channel_snapshot_send(channel_sender *s, int64_t step, size_t written, co
     TRY(queue_push(s->out, &s->held));
     s->held.data = NULL;
     return STATUS_OK;
+}
+
+bool channel_snapshots_shared(const channel_sender *s) {
+    return s->wire && wire_out_shared(s->wire);
 }
 
 status channel_sender_status(channel_sender *s) {

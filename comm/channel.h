@@ -5,7 +5,8 @@
  * Two ways to send. Records (losses, events) are copied, queued and never dropped. Snapshots are large: the sender owns
  * two buffers of a fixed size, and the receiver grants credits for whole snapshots, so that a slow receiver costs no
  * memory. Over MPI a message is announced by a header and followed by chunks, each sent by MPI_Isend, MPI_Test and
- * sleep: a blocking send spins and takes a core from the training loop. */
+ * sleep: a blocking send spins and takes a core from the training loop. A snapshot has no chunks where the receiver,
+ * on the same host, can read the sender's buffer: it copies what is its own and says when it has. */
 #pragma once
 
 #include "comm/roles.h"
@@ -36,8 +37,9 @@ typedef struct channel_message {
 } channel_message;
 
 /* Over MPI: every compute rank opens a sender, every diagnostics rank a receiver. snapshot_bytes: size of each of the
- * two buffers, the largest snapshot message that this rank will send. They are o's host memory and what snapshots hold
- * is o's device memory; o outlives the sender. CONFIG where there is no memory for them. */
+ * two buffers, the largest snapshot message that this rank will send. They are memory that other processes of the host
+ * may read, locked by o, or else o's host memory, and what snapshots hold is o's device memory; o outlives the sender.
+ * CONFIG where there is no memory for them. */
 status channel_sender_open(channel_sender **out, const comm_roles *roles, size_t snapshot_bytes, ops *o);
 status channel_receiver_open(channel_receiver **out, const comm_roles *roles);
 
@@ -84,6 +86,10 @@ void *channel_snapshot_buffer(channel_sender *s);
 /* Sends the buffer got last, of which the caller has written the first `written` bytes; the parts follow them, as they
  * are at this place of the table's queue. Waits for nothing: the thread waits for the copy. */
 status channel_snapshot_send(channel_sender *s, int64_t step, size_t written, const offload_part *parts, int count);
+
+/* Whether every snapshot that has left so far was read by its receivers out of its buffer; false: one, or a share of
+ * it, went as messages. Any thread. */
+bool channel_snapshots_shared(const channel_sender *s);
 
 /* The sending thread's first failure, OK while there is none. */
 status channel_sender_status(channel_sender *s);

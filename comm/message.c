@@ -5,13 +5,15 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
-enum { MOST_INLINE_BYTES = 32 << 10, LEAST_MEMORY_BYTES = 64 << 10 };
+enum { MOST_INLINE_BYTES = 32 << 10 };
 
 typedef struct head {
     int64_t kind, sender, step, number;
@@ -27,9 +29,14 @@ static bool map(channel_message *m) {
     return false;
 }
 
-/* A descriptor of 0 would mean none: it is only free where standard input is closed. */
+/* A name that nothing else has: window.c knows the memory by it. A descriptor of 0 would mean none: it is only free
+ * where standard input is closed. */
 static bool map_new_memory(channel_message *m) {
-    m->memory = memfd_create("bulkhead message", MFD_CLOEXEC);
+    uint64_t number = 0;
+    char name[32];
+    if (getrandom(&number, sizeof number, 0) != sizeof number) return false;
+    snprintf(name, sizeof name, "bulkhead %016llx", (unsigned long long)number);
+    m->memory = memfd_create(name, MFD_CLOEXEC);
     if (m->memory > 0 && ftruncate(m->memory, (off_t)m->bytes) == 0 && map(m)) return true;
     if (m->memory >= 0) close(m->memory);
     m->memory = 0;
@@ -38,7 +45,7 @@ static bool map_new_memory(channel_message *m) {
 
 bool message_allocate(channel_message *m) {
     m->memory = 0;
-    if (m->bytes >= LEAST_MEMORY_BYTES && map_new_memory(m)) return true;
+    if (m->bytes >= MESSAGE_MEMORY_BYTES && map_new_memory(m)) return true;
     m->data = malloc(m->bytes > 0 ? m->bytes : 1);
     return m->data != NULL;
 }

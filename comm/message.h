@@ -4,7 +4,10 @@
 
 #include "comm/channel.h"
 
-/* Room for m->bytes: m->data, and m->memory where they are many. false: out of memory. */
+enum { MESSAGE_MEMORY_BYTES = 64 << 10 };
+
+/* Room for m->bytes: m->data, and m->memory where they are MESSAGE_MEMORY_BYTES or more and there are descriptors.
+ * false: out of memory. */
 bool message_allocate(channel_message *m);
 void message_release(channel_message *m);
 

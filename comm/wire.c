@@ -1,5 +1,7 @@
-/* A message is a header and then its bytes in chunks, in order, on a communicator that nobody else uses. All waiting is
- * test and sleep: on a machine with few cores a spinning thread costs the training loop a core. */
+/* A message is a header and then its bytes in chunks, in order, on a communicator that nobody else uses. A snapshot's
+ * header says where its bytes lie. The receiver reads them there and answers with a receipt, and the buffer is free; or
+ * it cannot, says so, and the chunks follow, with this snapshot and all later ones. All waiting is test and sleep: on a
+ * machine with few cores a spinning thread costs the training loop a core. */
 #define _GNU_SOURCE /* gettid */
 #include "comm/wire.h"
 
@@ -7,14 +9,16 @@
 #include "comm/backoff.h"
 #include "comm/message.h"
 #include "comm/thread.h"
+#include "comm/window.h"
 #include "core/clock.h"
+#include "core/log.h"
 
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
-enum tag { TAG_HEADER = 1, TAG_CHUNK, TAG_ANSWER };
+enum tag { TAG_HEADER = 1, TAG_CHUNK, TAG_ANSWER, TAG_RECEIPT };
 
 enum {
     CHUNK_BYTES = 4 << 20,
@@ -23,10 +27,22 @@ enum {
     LOW_PRIORITY = 10,       /* nice value where cores are too few */
 };
 
+enum { PIECES = 2 };
+
+/* Of a sender's message, bytes [at, at + bytes). */
+typedef struct piece {
+    uint64_t at, bytes;
+} piece;
+
 typedef struct wire_header {
     int64_t kind, step;
-    uint64_t bytes;
+    piece pieces[PIECES];
+    int64_t offered; /* whether they are to be read at: the receiver sends a receipt */
+    window_place at;
 } wire_header;
+
+/* What a receiver says of an offered message. */
+typedef enum receipt { RECEIPT_TAKEN, RECEIPT_REFUSED } receipt;
 
 /* What the receiver tells compute rank 0. */
 typedef enum answer_kind {
@@ -46,14 +62,22 @@ typedef struct limits {
     bool abandoned;    /* atomic */
 } limits;
 
+/* Of a diagnostics rank, at the sending end. */
+typedef struct outlet {
+    int rank;
+    bool offered; /* it has the header of a snapshot and owes a receipt */
+    bool refused; /* it gets messages */
+} outlet;
+
 struct wire_out {
     ops *ops;
     MPI_Comm comm;
     limits limits;
     int destinations;
-    int *destination; /* [destinations]: all get the end; the first gets the records, and grants the credits */
+    outlet *destination;         /* [destinations]: all get the end; the first the records, and it grants the credits */
     const channel_share *shares; /* [destinations] of a snapshot; NULL: it is the first one's */
     bool takes_answers, low_priority;
+    bool messages;        /* a snapshot went in chunks; atomic */
     pthread_mutex_t lock; /* guards the next three */
     int64_t credits;
     bool last_answer;
@@ -64,7 +88,6 @@ struct wire_out {
 
 /* One sender's unfinished message. */
 typedef struct stream {
-    wire_header header;
     channel_message message; /* data NULL: being thrown away */
     uint64_t arrived;
     bool open;
@@ -79,6 +102,7 @@ struct wire_in {
     bool low_priority;
     stream *streams; /* [senders] */
     char *scratch;   /* [CHUNK_BYTES]: for headers and unwanted bytes */
+    bool refused;    /* some sender's memory could not be read, and that was said */
     bool unfinished; /* a receive was given up: MPI may still write into streams or scratch */
     queue *to;
     int grants;      /* asked for by the caller, not yet sent; atomic */
@@ -140,36 +164,89 @@ static status send_bytes(const wire_out *w, const void *data, size_t bytes, int 
     return wait_for(&request, &w->limits);
 }
 
-static status send_header(const wire_out *w, const channel_message *m, size_t bytes, int to) {
-    wire_header header = {.kind = m->kind, .step = m->step, .bytes = bytes};
-    return send_bytes(w, &header, sizeof header, to, TAG_HEADER);
+static status send_header(const wire_out *w, const wire_header *header, int to) {
+    return send_bytes(w, header, sizeof *header, to, TAG_HEADER);
 }
 
-/* Bytes [from, from + bytes) of a message. */
-static status send_chunks(const wire_out *w, const channel_message *m, size_t from, size_t bytes, int to) {
-    for (size_t at = 0; at < bytes; at += CHUNK_BYTES) {
-        size_t left = bytes - at;
-        TRY(send_bytes(w, (const char *)m->data + from + at, left < CHUNK_BYTES ? left : CHUNK_BYTES, to, TAG_CHUNK));
+static status send_chunks(const wire_out *w, const channel_message *m, const piece *p, int to) {
+    for (uint64_t sent = 0; sent < p->bytes; sent += CHUNK_BYTES) {
+        uint64_t left = p->bytes - sent;
+        TRY(send_bytes(w, (const char *)m->data + p->at + sent, left < CHUNK_BYTES ? left : CHUNK_BYTES, to,
+                       TAG_CHUNK));
     }
     return STATUS_OK;
 }
 
-static status send_message(const wire_out *w, const channel_message *m) {
-    if (m->kind == CHANNEL_SNAPSHOT) TRY(w->ops->offload_wait(w->ops, m->slot));
-    if (m->kind != CHANNEL_SNAPSHOT || !w->shares) {
-        TRY(send_header(w, m, m->bytes, w->destination[0]));
-        return send_chunks(w, m, 0, m->bytes, w->destination[0]);
-    }
-    size_t written = 0, part = 0;
-    for (int i = 0; i < w->destinations; i++) part += w->shares[i].written_bytes;
+static status send_record(const wire_out *w, const channel_message *m) {
+    const wire_header header = {.kind = m->kind, .step = m->step, .pieces = {{0, m->bytes}}};
+    TRY(send_header(w, &header, w->destination[0].rank));
+    return send_chunks(w, m, header.pieces, w->destination[0].rank);
+}
+
+/* What a destination gets of a snapshot: its share of what was written, its share of the parts. */
+static void find_pieces(const wire_out *w, const channel_message *m, int mine, piece pieces[PIECES]) {
+    pieces[0] = (piece){0, m->bytes};
+    pieces[1] = (piece){m->bytes, 0};
+    if (!w->shares) return;
+    pieces[0] = (piece){0, w->shares[mine].written_bytes};
+    pieces[1] = (piece){0, w->shares[mine].part_bytes};
     for (int i = 0; i < w->destinations; i++) {
-        const channel_share *s = &w->shares[i];
-        TRY(send_header(w, m, s->written_bytes + s->part_bytes, w->destination[i]));
-        TRY(send_chunks(w, m, written, s->written_bytes, w->destination[i]));
-        TRY(send_chunks(w, m, part, s->part_bytes, w->destination[i]));
-        written += s->written_bytes;
-        part += s->part_bytes;
+        if (i < mine) pieces[0].at += w->shares[i].written_bytes;
+        pieces[1].at += w->shares[i].written_bytes + (i < mine ? w->shares[i].part_bytes : 0);
     }
+}
+
+/* In messages, behind its header. */
+static status send_pieces(wire_out *w, const channel_message *m, const piece pieces[PIECES], int to) {
+    if (pieces[0].bytes + pieces[1].bytes > 0) __atomic_store_n(&w->messages, true, __ATOMIC_RELAXED);
+    for (int i = 0; i < PIECES; i++) TRY(send_chunks(w, m, &pieces[i], to));
+    return STATUS_OK;
+}
+
+static status receive_receipt(const wire_out *w, int from, receipt *out) {
+    backoff pause = {0};
+    double since = clock_now_s();
+    for (;;) {
+        int found = 0;
+        MPI_Message message;
+        TRY(comm_check(MPI_Improbe(from, TAG_RECEIPT, w->comm, &found, &message, MPI_STATUS_IGNORE),
+                       "looking for a receipt"));
+        if (found)
+            return comm_check(MPI_Mrecv(out, sizeof *out, MPI_BYTE, &message, MPI_STATUS_IGNORE),
+                              "receiving a receipt");
+        TRY(check_limits(&w->limits, since));
+        backoff_sleep(&pause, SEND_SLEEP_US);
+    }
+}
+
+/* Waits until the destination has read what it was offered, or sends it. */
+static status finish_offer(wire_out *w, const channel_message *m, int i) {
+    outlet *d = &w->destination[i];
+    receipt said;
+    piece pieces[PIECES];
+    if (!d->offered) return STATUS_OK;
+    TRY(receive_receipt(w, d->rank, &said));
+    d->refused = said == RECEIPT_REFUSED;
+    if (!d->refused) return STATUS_OK;
+    find_pieces(w, m, i, pieces);
+    return send_pieces(w, m, pieces, d->rank);
+}
+
+/* Destinations read at the same time. */
+static status send_snapshot(wire_out *w, const channel_message *m) {
+    TRY(w->ops->offload_wait(w->ops, m->slot));
+    wire_header header = {.kind = m->kind, .step = m->step};
+    bool shown = window_locate(m, &header.at);
+    int destinations = w->shares ? w->destinations : 1;
+    for (int i = 0; i < destinations; i++) {
+        outlet *d = &w->destination[i];
+        find_pieces(w, m, i, header.pieces);
+        d->offered = shown && !d->refused && header.pieces[0].bytes + header.pieces[1].bytes > 0;
+        header.offered = d->offered;
+        TRY(send_header(w, &header, d->rank));
+        if (!d->offered) TRY(send_pieces(w, m, header.pieces, d->rank));
+    }
+    for (int i = 0; i < destinations; i++) TRY(finish_offer(w, m, i));
     return STATUS_OK;
 }
 
@@ -178,8 +255,9 @@ static status send_end(const wire_out *w) {
     static const wire_header header = {.kind = CHANNEL_END};
     for (int i = 0; i < w->destinations; i++) {
         MPI_Request request;
-        TRY(comm_check(MPI_Issend(&header, sizeof header, MPI_BYTE, w->destination[i], TAG_HEADER, w->comm, &request),
-                       "ending the channel"));
+        TRY(comm_check(
+            MPI_Issend(&header, sizeof header, MPI_BYTE, w->destination[i].rank, TAG_HEADER, w->comm, &request),
+            "ending the channel"));
         TRY(wait_for(&request, &w->limits));
     }
     return STATUS_OK;
@@ -199,7 +277,7 @@ static void *run_out(void *user) {
     while (result == STATUS_OK) {
         result = queue_pop(w->from, &m);
         if (result != STATUS_OK || m.kind == CHANNEL_END) break;
-        result = send_message(w, &m);
+        result = m.kind == CHANNEL_SNAPSHOT ? send_snapshot(w, &m) : send_record(w, &m);
         if (result == STATUS_OK) {
             result = give_back(w, &m);
         } else {
@@ -218,13 +296,13 @@ status wire_out_open(wire_out **out, const comm_roles *roles, ops *o, queue *fro
     *out = NULL;
     size_t destinations = roles->diagnostics ? 1 : (size_t)roles->diagnostics_ranks;
     wire_out *w = calloc(1, sizeof *w);
-    int *destination = calloc(destinations, sizeof *destination);
+    outlet *destination = calloc(destinations, sizeof *destination);
     status result = STATUS_OK;
     if (!w || !destination) {
         result = status_fail(STATUS_INTERNAL, "out of memory for the channel");
         goto fail;
     }
-    memcpy(destination, roles->diagnostics_world_ranks, destinations * sizeof *destination);
+    for (size_t i = 0; i < destinations; i++) destination[i].rank = roles->diagnostics_world_ranks[i];
     *w = (wire_out){.ops = o,
                     .comm = roles->channel,
                     .limits = {.patience_s = roles->patience_s},
@@ -250,6 +328,10 @@ void wire_out_split(wire_out *w, const channel_share *shares) {
     w->shares = shares;
 }
 
+bool wire_out_shared(const wire_out *w) {
+    return !__atomic_load_n(&w->messages, __ATOMIC_RELAXED);
+}
+
 static void take_answer(wire_out *w, const answer *a) {
     switch (a->kind) {
     case ANSWER_CREDITS:
@@ -273,7 +355,7 @@ static status receive_answers(wire_out *w) {
         int found = 0;
         answer a;
         MPI_Message message;
-        TRY(comm_check(MPI_Improbe(w->destination[0], TAG_ANSWER, w->comm, &found, &message, MPI_STATUS_IGNORE),
+        TRY(comm_check(MPI_Improbe(w->destination[0].rank, TAG_ANSWER, w->comm, &found, &message, MPI_STATUS_IGNORE),
                        "looking for answers"));
         if (!found) return STATUS_OK;
         TRY(comm_check(MPI_Mrecv(&a, sizeof a, MPI_BYTE, &message, MPI_STATUS_IGNORE), "receiving an answer"));
@@ -379,7 +461,40 @@ static void deliver(wire_in *w, int sender) {
     *s = (stream){0};
 }
 
-static status take_header(wire_in *w, int sender, const wire_header *header) {
+/* Reads an offered message. */
+static bool read_pieces(const wire_header *header, channel_message *m) {
+    int window = window_open(&header->at);
+    if (window < 0) return false;
+    const piece *p = header->pieces;
+    bool whole =
+        window_read(window, p[0].at, p[0].bytes, m, 0) && window_read(window, p[1].at, p[1].bytes, m, p[0].bytes);
+    close(window);
+    return whole;
+}
+
+static status send_receipt(const wire_in *w, int to, receipt said) {
+    MPI_Request request;
+    TRY(comm_check(MPI_Isend(&said, sizeof said, MPI_BYTE, to, TAG_RECEIPT, w->comm, &request), "sending a receipt"));
+    return wait_for(&request, &w->limits);
+}
+
+/* What the header announced, unless it comes in chunks; one that there is no memory for is thrown away. */
+static status take_offer(wire_in *w, int rank, int sender, const wire_header *header) {
+    stream *s = &w->streams[sender];
+    bool taken = !s->message.data || read_pieces(header, &s->message);
+    TRY(send_receipt(w, rank, taken ? RECEIPT_TAKEN : RECEIPT_REFUSED));
+    if (taken) {
+        deliver(w, sender);
+    } else if (!w->refused) {
+        w->refused = true;
+        log_info("snapshots of compute rank %d come as messages, perhaps others' too: its memory cannot be read here "
+                 "(another host or container)",
+                 sender);
+    }
+    return STATUS_OK;
+}
+
+static status take_header(wire_in *w, int rank, int sender, const wire_header *header) {
     stream *s = &w->streams[sender];
     if (s->open) {
         protocol_error(w, sender, "a message began inside another");
@@ -393,13 +508,16 @@ static status take_header(wire_in *w, int sender, const wire_header *header) {
         w->creditor = -1;
         return result;
     }
-    *s = (stream){.header = *header, .open = true};
-    s->message =
-        (channel_message){.kind = (int)header->kind, .sender = sender, .step = header->step, .bytes = header->bytes};
+    *s = (stream){.open = true};
+    s->message = (channel_message){.kind = (int)header->kind,
+                                   .sender = sender,
+                                   .step = header->step,
+                                   .bytes = header->pieces[0].bytes + header->pieces[1].bytes};
     if (!message_allocate(&s->message))
         fail_in(w, status_fail(STATUS_INTERNAL, "out of memory for a message of %llu bytes from sender %d",
-                               (unsigned long long)header->bytes, sender));
-    if (header->bytes == 0) deliver(w, sender);
+                               (unsigned long long)s->message.bytes, sender));
+    if (header->offered) return take_offer(w, rank, sender, header);
+    if (s->message.bytes == 0) deliver(w, sender);
     return STATUS_OK;
 }
 
@@ -413,12 +531,12 @@ static status receive_bytes(wire_in *w, void *into, int bytes, MPI_Message *mess
 
 static status take_chunk(wire_in *w, int sender, int bytes, MPI_Message *message) {
     stream *s = &w->streams[sender];
-    bool fits = s->open && (uint64_t)bytes <= s->header.bytes - s->arrived;
+    bool fits = s->open && (uint64_t)bytes <= s->message.bytes - s->arrived;
     if (!fits) protocol_error(w, sender, "more bytes came than its header said");
     TRY(receive_bytes(w, fits && s->message.data ? (char *)s->message.data + s->arrived : w->scratch, bytes, message));
     if (!fits) return STATUS_OK;
     s->arrived += (uint64_t)bytes;
-    if (s->arrived == s->header.bytes) deliver(w, sender);
+    if (s->arrived == s->message.bytes) deliver(w, sender);
     return STATUS_OK;
 }
 
@@ -437,7 +555,7 @@ static status poll_in(wire_in *w, bool *found) {
     wire_header header;
     TRY(receive_bytes(w, w->scratch, sizeof header, &message));
     memcpy(&header, w->scratch, sizeof header);
-    return take_header(w, sender, &header);
+    return take_header(w, from.MPI_SOURCE, sender, &header);
 }
 
 static void *run_in(void *user) {

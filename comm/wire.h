@@ -1,5 +1,6 @@
 /* Private to comm/: the channel's way over MPI. A thread at the sending end empties a queue into messages, a thread at
- * the receiving end fills a queue from them. */
+ * the receiving end fills a queue from them. A snapshot's bytes need not go over MPI where the receiver can read its
+ * buffer (window.h). */
 #pragma once
 
 #include "comm/queue.h"
@@ -14,6 +15,9 @@ status wire_out_open(wire_out **out, const comm_roles *roles, ops *o, queue *fro
 
 /* As channel_snapshot_split. Call before the first snapshot is queued. */
 void wire_out_split(wire_out *w, const channel_share *shares);
+
+/* As channel_snapshots_shared. */
+bool wire_out_shared(const wire_out *w);
 
 /* Compute rank 0's caller: as channel_take_credit. */
 bool wire_out_take_credit(wire_out *w);

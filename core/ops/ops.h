@@ -94,12 +94,15 @@ struct ops {
     size_t (*used_bytes)(ops *o);
 
     /* Offloads: device memory on its way to the host while the queue and the caller go on. The parts arrive one behind
-     * the other in host, memory from host_alloc, as they are at this place of the queue, whatever is written there
-     * later. offload_wait, on any thread, returns when the slot's last offload has arrived, or with its error; until
-     * then neither the slot nor its host memory may be used again. */
+     * the other in host, memory from host_alloc or locked, as they are at this place of the queue, whatever is written
+     * there later. offload_wait, on any thread, returns when the slot's last offload has arrived, or with its error;
+     * until then neither the slot nor its host memory may be used again. */
     bool (*offload_open)(ops *o, size_t bytes); /* room on the device for offloads of that size; false: there is none */
     void *(*host_alloc)(ops *o, size_t bytes);  /* zeroed, page-locked where that matters; NULL when there is none */
     void (*host_release)(ops *o, void *host);
+    /* Makes memory that is somebody else's as good as host_alloc's until host_unlock; false: it stays as it was. */
+    bool (*host_lock)(ops *o, void *host, size_t bytes);
+    void (*host_unlock)(ops *o, void *host);
     void (*offload)(ops *o, int slot, void *host, const offload_part *parts, int count);
     status (*offload_wait)(ops *o, int slot);
 

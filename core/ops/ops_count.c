@@ -14,6 +14,9 @@ static void no_mark_wait(ops *o, const ops_mark *m) {}
 static bool no_offload_open(ops *o, size_t bytes) {
     return true;
 }
+static bool no_host_lock(ops *o, void *host, size_t bytes) {
+    return false;
+}
 static void no_offload(ops *o, int slot, void *host, const offload_part *parts, int count) {}
 static status no_offload_wait(ops *o, int slot) {
     return STATUS_OK;
@@ -70,6 +73,8 @@ void ops_count(ops *out, dtype activation, int64_t logit_elements) {
         .offload_open = no_offload_open,
         .host_alloc = no_alloc,
         .host_release = no_release,
+        .host_lock = no_host_lock,
+        .host_unlock = no_release,
         .offload = no_offload,
         .offload_wait = no_offload_wait,
         .save = no_save,

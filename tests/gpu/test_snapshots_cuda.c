@@ -1,6 +1,6 @@
-/* Offloads and saves of the CUDA table, alone and through the snapshot channel to a second rank: what arrives is what the device
- * held at that place of the queue, although it is overwritten right behind; with the queue busy and idle in turns, so
- * that copies are now late and now close behind each other. */
+/* Offloads and saves of the CUDA table, alone and through the snapshot channel to a second rank: what arrives is what
+ * the device held at that place of the queue, although it is overwritten right behind; with the queue busy and idle in
+ * turns, so that copies are now late and now close behind each other. */
 #include "core/rng.h"
 #include "dist/dist.h"
 
@@ -92,6 +92,7 @@ static void check_values(const float *got, const float *want, int64_t step) {
         if (got[i] != want[i]) fail_msg("value %d of step %lld is %g, want %g", i, (long long)step, got[i], want[i]);
 }
 
+/* One slot's memory is the table's, the others' locked. */
 static void offloads_hold_what_was_there(void **state) {
     device d = {0};
     float *host[OFFLOAD_SLOTS];
@@ -100,8 +101,9 @@ static void offloads_hold_what_was_there(void **state) {
     ops *o = &d.ops;
     assert_true(o->offload_open(o, CARRIED * sizeof(float)));
     for (int i = 0; i < OFFLOAD_SLOTS; i++) {
-        host[i] = o->host_alloc(o, CARRIED * sizeof(float));
+        host[i] = i == 0 ? o->host_alloc(o, CARRIED * sizeof(float)) : malloc(CARRIED * sizeof(float));
         assert_non_null(host[i]);
+        if (i > 0) assert_true(o->host_lock(o, host[i], CARRIED * sizeof(float)));
     }
     for (int64_t step = 0; step < STEPS + OFFLOAD_SLOTS; step++) {
         int slot = (int)(step % OFFLOAD_SLOTS);
@@ -116,7 +118,11 @@ static void offloads_hold_what_was_there(void **state) {
         o->offload(o, slot, host[slot], d.parts, 2);
         o->zero(o, d.weights, COUNT * sizeof(float));
     }
-    for (int i = 0; i < OFFLOAD_SLOTS; i++) o->host_release(o, host[i]);
+    o->host_release(o, host[0]);
+    for (int i = 1; i < OFFLOAD_SLOTS; i++) {
+        o->host_unlock(o, host[i]);
+        free(host[i]);
+    }
     close_device(&d);
 }
 
@@ -203,6 +209,7 @@ static void too_much_memory_is_refused(void **state) {
     if (!have_device() || world_rank() > 0) return;
     check_status(ops_cuda(&o, 0, true), STATUS_OK);
     assert_null(o.host_alloc(&o, far_too_much));
+    assert_false(o.host_lock(&o, &o, far_too_much));
     assert_false(o.offload_open(&o, far_too_much));
     check_status(ops_status(&o), STATUS_OK); /* and the table goes on */
     float x = 0, y = 3;

@@ -780,6 +780,13 @@ static void test_offload(void **state) {
     check_status(o.offload_wait(&o, 1), STATUS_OK);
     assert_memory_equal(host, want, sizeof want);
     o.host_release(&o, host);
+    float locked[8];
+    for (int i = 0; i < 10; i++) weights[i] = (float)i;
+    assert_true(o.host_lock(&o, locked, sizeof locked));
+    o.offload(&o, 0, locked, parts, 2);
+    check_status(o.offload_wait(&o, 0), STATUS_OK);
+    assert_memory_equal(locked, want, sizeof want);
+    o.host_unlock(&o, locked);
 }
 
 static void test_save(void **state) {

@@ -44,6 +44,10 @@ static void cpu_sync(ops *o) {}
 static bool cpu_offload_open(ops *o, size_t bytes) {
     return true;
 }
+static bool cpu_host_lock(ops *o, void *host, size_t bytes) {
+    return true;
+}
+static void cpu_host_unlock(ops *o, void *host) {}
 static void cpu_offload(ops *o, int slot, void *host, const offload_part *parts, int count) {
     char *to = host;
     for (int i = 0; i < count; i++) {
@@ -391,6 +395,8 @@ status ops_cpu(ops *out, int threads) {
         .offload_open = cpu_offload_open,
         .host_alloc = cpu_alloc,
         .host_release = cpu_release,
+        .host_lock = cpu_host_lock,
+        .host_unlock = cpu_host_unlock,
         .offload = cpu_offload,
         .offload_wait = cpu_offload_wait,
         .save = cpu_save,

@@ -59,6 +59,18 @@ void cuda_host_release(ops *o, void *host) {
     cuda_check(o, cudaFreeHost(host), "freeing page-locked memory");
 }
 
+bool cuda_host_lock(ops *o, void *host, size_t bytes) {
+    cudaError_t code = cudaHostRegister(host, bytes, cudaHostRegisterDefault);
+    if (code == cudaSuccess) return true;
+    cudaGetLastError(); /* not an error of a later launch */
+    log_info("GPU %d: page-locking %zu MiB: %s", cuda_of(o)->device, bytes >> 20, cudaGetErrorString(code));
+    return false;
+}
+
+void cuda_host_unlock(ops *o, void *host) {
+    cuda_check(o, cudaHostUnregister(host), "unlocking memory");
+}
+
 static bool gather(ops *o, const offload_part *parts, int count, size_t *bytes) {
     cuda_context *c = cuda_of(o);
     for (int i = 0; i < OFFLOAD_SLOTS; i++) /* one that has landed, or never was, is not waited for */

@@ -11,6 +11,8 @@ void cuda_offload_close(cuda_context *c);
 bool cuda_offload_open(ops *o, size_t bytes);
 void *cuda_host_alloc(ops *o, size_t bytes);
 void cuda_host_release(ops *o, void *host);
+bool cuda_host_lock(ops *o, void *host, size_t bytes);
+void cuda_host_unlock(ops *o, void *host);
 void cuda_offload(ops *o, int slot, void *host, const offload_part *parts, int count);
 status cuda_offload_wait(ops *o, int slot);
 void cuda_save(ops *o, void *host, const offload_part *parts, int count);
