@@ -451,6 +451,43 @@ static void test_the_plan_counts_the_scratch_of_gpus(void **state) {
     config_free(&c);
 }
 
+/* With a gradient of 0 an update is the decay alone: of matrices, and of gains where it is asked for. */
+static void check_decay(const char *which, bool gains_decay) {
+    const char *settings[] = {"model.layers=1",          "model.width=32",
+                              "model.heads=4",           "model.ffn=20",
+                              "model.vocab=61",          "train.warmup=0",
+                              "model.context=8",         "attention.variant=mla-decoupled",
+                              "train.weight_decay=0.25", which};
+    config c;
+    ops o;
+    comm_group self;
+    model m;
+    check_status(config_load(&c, NULL, settings, sizeof settings / sizeof *settings), STATUS_OK);
+    check_status(ops_cpu(&o, 1), STATUS_OK);
+    comm_self(&self);
+    check_status(model_create(&m, &c, &o, &attn_core_cpu, &self, &self, 1), STATUS_OK);
+    const params *p = &m.params;
+    float *before = malloc((size_t)params_total(p) * sizeof *before);
+    assert_non_null(before);
+    memcpy(before, p->master, (size_t)params_total(p) * sizeof *before);
+    optimizer_norm(&m);
+    optimizer_update(&m, &c, 0.5);
+    for (int i = 0; i < p->count; i++) {
+        const param *q = &p->list[i];
+        double kept = q->spec.init == PARAM_NORMAL || gains_decay ? 1 - 0.5 * 0.25 : 1;
+        for (int64_t k = q->offset; k < q->offset + q->rows * q->cols; k++)
+            check_near(p->master[k], kept * before[k], 1e-7 * fabs(before[k]));
+    }
+    free(before);
+    model_free(&m);
+    config_free(&c);
+}
+
+static void test_gains_decay_where_it_is_asked_for(void **state) {
+    check_decay("train.decay=matrices", false);
+    check_decay("train.decay=all", true);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_learning_rate_is_the_closed_form),
     cmocka_unit_test(test_learning_rate_is_finite_at_the_edges),
@@ -467,5 +504,6 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_the_plan_compares_recomputations),
     cmocka_unit_test(test_each_recomputation_keeps_what_it_says),
     cmocka_unit_test(test_the_plan_counts_the_scratch_of_gpus),
+    cmocka_unit_test(test_gains_decay_where_it_is_asked_for),
 };
 TEST_MAIN(tests)
