@@ -61,19 +61,6 @@ static status ask(const source *from, const char *sql, int64_t run_id, sqlite3_s
     return STATUS_OK;
 }
 
-/* *row: whether there is one more. */
-static status next_row(const source *from, sqlite3_stmt *q, bool *row) {
-    int rc = sqlite3_step(q);
-    *row = rc == SQLITE_ROW;
-    return rc == SQLITE_ROW || rc == SQLITE_DONE ? STATUS_OK : reading_failure(from->path, from->db, rc);
-}
-
-static double real_at(sqlite3_stmt *q, int column) {
-    int type = sqlite3_column_type(q, column);
-    double x = type == SQLITE_INTEGER || type == SQLITE_FLOAT ? sqlite3_column_double(q, column) : NAN;
-    return isfinite(x) ? x : NAN;
-}
-
 static char *copy_at(sqlite3_stmt *q, int column) {
     const char *text = (const char *)sqlite3_column_text(q, column);
     return strdup(text ? text : "");
@@ -93,7 +80,7 @@ static status read_plan(const source *from, int64_t run_id, findings_run *r, con
     bool row = false;
     *out = (config){.train.steps = -1};
     TRY(ask(from, sql_plan, run_id, &q, r->excluded, sizeof r->excluded));
-    status result = q ? next_row(from, q, &row) : STATUS_OK;
+    status result = q ? reading_row(from->path, from->db, q, &row) : STATUS_OK;
     if (result == STATUS_OK && row && !is_null(q, 0) && !is_null(q, 1) && !is_null(q, 2)) {
         int64_t every = sqlite3_column_int64(q, 0), dense = sqlite3_column_int64(q, 1),
                 last = sqlite3_column_int64(q, 2);
@@ -139,7 +126,7 @@ static status read_snapshots(const source *from, int64_t run_id, findings_run *r
     TRY(ask(from, sql_snapshots, run_id, &q, r->excluded, sizeof r->excluded));
     status result = STATUS_OK;
     while (q && result == STATUS_OK) {
-        result = next_row(from, q, &row);
+        result = reading_row(from->path, from->db, q, &row);
         if (result != STATUS_OK || !row) break;
         int64_t step = sqlite3_column_int64(q, 0);
         int64_t due = r->snapshots ? next_planned(&p, r->steps[r->snapshots - 1]) : p.train.steps < 0 ? step : 0;
@@ -160,7 +147,7 @@ static status read_shape(const source *from, int64_t run_id, findings_run *r) {
     sqlite3_stmt *q = NULL;
     bool row = false;
     TRY(ask(from, sql_shape, run_id, &q, r->excluded, sizeof r->excluded));
-    status result = q ? next_row(from, q, &row) : STATUS_OK;
+    status result = q ? reading_row(from->path, from->db, q, &row) : STATUS_OK;
     if (row) {
         int64_t count = sqlite3_column_int64(q, 0), layers = sqlite3_column_int64(q, 1);
         int64_t heads = sqlite3_column_int64(q, 2);
@@ -185,15 +172,15 @@ static bool has_numbers(const char *status_text) {
 /* One row of sql_states. */
 static findings_state state_of(sqlite3_stmt *q) {
     findings_state s = {.measured = has_numbers((const char *)sqlite3_column_text(q, 4)),
-                        .tw_score = real_at(q, 7),
-                        .tw_score_gains = real_at(q, 8),
-                        .z_rest = real_at(q, 10),
-                        .z_rest_gains = real_at(q, 11),
-                        .top_overlap = real_at(q, 12)};
-    double mean = real_at(q, 6) / real_at(q, 3);
-    s.excess = real_at(q, 5) / mean / exp(real_at(q, 13));
-    s.null_sd = real_at(q, 14);
-    s.rest = real_at(q, 9) / real_at(q, 15);
+                        .tw_score = reading_real(q, 7),
+                        .tw_score_gains = reading_real(q, 8),
+                        .z_rest = reading_real(q, 10),
+                        .z_rest_gains = reading_real(q, 11),
+                        .top_overlap = reading_real(q, 12)};
+    double mean = reading_real(q, 6) / reading_real(q, 3);
+    s.excess = reading_real(q, 5) / mean / exp(reading_real(q, 13));
+    s.null_sd = reading_real(q, 14);
+    s.rest = reading_real(q, 9) / reading_real(q, 15);
     return s;
 }
 
@@ -218,7 +205,7 @@ static status read_states(const source *from, int64_t run_id, findings_run *r) {
     if (!r->states) result = out_of_memory();
     while (result == STATUS_OK) {
         bool row = false;
-        result = next_row(from, q, &row);
+        result = reading_row(from->path, from->db, q, &row);
         if (result != STATUS_OK || !row) break;
         int64_t layer = sqlite3_column_int64(q, 1), head = sqlite3_column_int64(q, 2);
         if (layer < 0 || layer >= r->layers || head < 0 || head >= r->heads) continue; /* no number at all */
@@ -237,9 +224,9 @@ static status read_validation(const source *from, int64_t run_id, findings_run *
     r->validation_loss = NAN;
     r->validation_step = -1;
     TRY(ask(from, sql_validation, run_id, &q, r->excluded, sizeof r->excluded));
-    status result = q ? next_row(from, q, &row) : STATUS_OK;
+    status result = q ? reading_row(from->path, from->db, q, &row) : STATUS_OK;
     if (row) {
-        r->validation_loss = real_at(q, 0);
+        r->validation_loss = reading_real(q, 0);
         r->validation_step = sqlite3_column_int64(q, 1);
     }
     sqlite3_finalize(q);
@@ -303,7 +290,7 @@ static status read_runs(findings_study *study, const source *from) {
     status result = STATUS_OK;
     while (result == STATUS_OK) {
         bool row = false;
-        result = next_row(from, q, &row);
+        result = reading_row(from->path, from->db, q, &row);
         if (result != STATUS_OK || !row) break;
         result = add_run(study, from, q);
     }

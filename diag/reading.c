@@ -4,6 +4,7 @@
 #include "diag/schema.h"
 
 #include <errno.h>
+#include <math.h>
 #include <sqlite3.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -67,4 +68,16 @@ status reading_open(const char *given, sqlite3 **db) {
 
 status reading_check(const char *path, sqlite3 *db) {
     return schema_check(db, path);
+}
+
+status reading_row(const char *path, sqlite3 *db, sqlite3_stmt *q, bool *row) {
+    int rc = sqlite3_step(q);
+    *row = rc == SQLITE_ROW;
+    return rc == SQLITE_ROW || rc == SQLITE_DONE ? STATUS_OK : reading_failure(path, db, rc);
+}
+
+double reading_real(sqlite3_stmt *q, int column) {
+    int type = sqlite3_column_type(q, column);
+    double x = type == SQLITE_INTEGER || type == SQLITE_FLOAT ? sqlite3_column_double(q, column) : NAN;
+    return isfinite(x) ? x : NAN;
 }

@@ -3,7 +3,10 @@
 
 #include "core/status.h"
 
+#include <stdbool.h>
+
 struct sqlite3;
+struct sqlite3_stmt;
 
 /* Opens a database read-only; given: the file, or a run folder with its run.db. NO_INPUT when it is missing, DATA when
  * it is no SQLite database, IO when it cannot be read. The caller closes *db, which is NULL after a failure. */
@@ -14,3 +17,9 @@ status reading_check(const char *path, struct sqlite3 *db);
 
 /* What SQLite's code rc says about a reading that failed: DATA or IO. */
 status reading_failure(const char *path, struct sqlite3 *db, int rc);
+
+/* The statement's next row; *row: whether there is one. reading_failure's failures. */
+status reading_row(const char *path, struct sqlite3 *db, struct sqlite3_stmt *q, bool *row);
+
+/* A number of the row, NAN where it is NULL, not finite or no number. */
+double reading_real(struct sqlite3_stmt *q, int column);

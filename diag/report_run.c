@@ -38,18 +38,6 @@ static status ask(const source *from, const char *sql, sqlite3_stmt **q) {
     return STATUS_OK;
 }
 
-static status next_row(const source *from, sqlite3_stmt *q, bool *row) {
-    int rc = sqlite3_step(q);
-    *row = rc == SQLITE_ROW;
-    return rc == SQLITE_ROW || rc == SQLITE_DONE ? STATUS_OK : reading_failure(from->path, from->db, rc);
-}
-
-static double real_at(sqlite3_stmt *q, int column) {
-    int type = sqlite3_column_type(q, column);
-    double x = type == SQLITE_INTEGER || type == SQLITE_FLOAT ? sqlite3_column_double(q, column) : NAN;
-    return isfinite(x) ? x : NAN;
-}
-
 static json_t *cell_at(sqlite3_stmt *q, int column) {
     switch (sqlite3_column_type(q, column)) {
     case SQLITE_NULL:
@@ -69,7 +57,7 @@ static status rows_of(const source *from, const char *sql, json_t *to, const cha
     json_t *rows = json_array();
     status result = ask(from, sql, &q);
     for (bool row = true; result == STATUS_OK && row;) {
-        result = next_row(from, q, &row);
+        result = reading_row(from->path, from->db, q, &row);
         if (result != STATUS_OK || !row) break;
         json_t *cells = json_array();
         for (int i = 0; i < sqlite3_column_count(q); i++) json_array_append_new(cells, cell_at(q, i));
@@ -85,7 +73,7 @@ static status facts_of(const source *from, const char *sql, json_t *to) {
     sqlite3_stmt *q = NULL;
     bool row = false;
     status result = ask(from, sql, &q);
-    if (result == STATUS_OK) result = next_row(from, q, &row);
+    if (result == STATUS_OK) result = reading_row(from->path, from->db, q, &row);
     for (int i = 0; result == STATUS_OK && row && i < sqlite3_column_count(q); i++)
         if (json_object_set_new(to, sqlite3_column_name(q, i), cell_at(q, i)) != 0) result = out_of_memory();
     sqlite3_finalize(q);
@@ -101,13 +89,13 @@ static status read_bins(const source *from, const char *steps, report_bins *bins
     bool row = false;
     sqlite3_snprintf(sizeof counting, counting, "SELECT count(*) FROM (%s)", steps);
     status result = ask(from, counting, &q);
-    if (result == STATUS_OK) result = next_row(from, q, &row);
+    if (result == STATUS_OK) result = reading_row(from->path, from->db, q, &row);
     report_bins_begin(bins, row ? sqlite3_column_int64(q, 0) : 0);
     sqlite3_finalize(q);
     q = NULL;
     if (result == STATUS_OK) result = ask(from, steps, &q);
     while (result == STATUS_OK) {
-        result = next_row(from, q, &row);
+        result = reading_row(from->path, from->db, q, &row);
         if (result != STATUS_OK || !row) break;
         report_bins_add(bins, sqlite3_column_int64(q, 0));
     }
@@ -123,13 +111,13 @@ static status read_grid(const source *from, const char *sql, const report_bins *
     TRY(report_grid_open(g, columns * layers, bins->count));
     status result = ask(from, sql, &q);
     while (result == STATUS_OK) {
-        result = next_row(from, q, &row);
+        result = reading_row(from->path, from->db, q, &row);
         if (result != STATUS_OK || !row) break;
         int bin = report_bins_find(bins, sqlite3_column_int64(q, 0));
         int64_t layer = sqlite3_column_int64(q, 1);
         if (bin < 0 || layer < 0 || layer >= layers) continue;
         for (int c = 0; result == STATUS_OK && c < columns; c++)
-            result = report_grid_add(g, bin, c * layers + (int)layer, real_at(q, 2 + c));
+            result = report_grid_add(g, bin, c * layers + (int)layer, reading_real(q, 2 + c));
     }
     sqlite3_finalize(q);
     report_grid_finish(g);
@@ -220,7 +208,7 @@ static status read_heads(const source *from, json_t *heads) {
                         " AND scope = 'head' GROUP BY layer ORDER BY layer",
                         &q);
     while (result == STATUS_OK) {
-        result = next_row(from, q, &row);
+        result = reading_row(from->path, from->db, q, &row);
         if (result != STATUS_OK || !row) break;
         int64_t layer = sqlite3_column_int64(q, 0);
         if (layer < 0 || layer >= MOST_LAYERS) continue;

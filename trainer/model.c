@@ -335,18 +335,6 @@ static void head_forward(model *m, const head_chunk *c, float scale) {
     o->ce_loss(o, m->figures ? m->figures + m->dp->rank : NULL, c->sums, c->picked, c->row_max, c->n);
 }
 
-void model_evaluate(model *m, const int32_t *input, const int32_t *target, int64_t samples) {
-    forward(m, input, target);
-    int64_t rows = samples * m->context;
-    size_t mark = arena_mark(&m->memory);
-    tensor logits = logits_room(m);
-    for (int64_t first = 0; first < rows; first += m->chunk) {
-        head_chunk c = chunk_at(m, logits, first, rows);
-        head_forward(m, &c, 0);
-    }
-    arena_release(&m->memory, mark);
-}
-
 /* Of the chunk's tokens, from what head_forward has left. */
 static void token_losses(model *m, const head_chunk *c, float *losses) {
     enum { BLOCK = 512 };
@@ -362,7 +350,8 @@ static void token_losses(model *m, const head_chunk *c, float *losses) {
     }
 }
 
-void model_token_losses(model *m, const int32_t *input, const int32_t *target, int64_t samples, float *losses) {
+/* losses: of each token, NULL: nobody asks. */
+static void evaluate(model *m, const int32_t *input, const int32_t *target, int64_t samples, float *losses) {
     forward(m, input, target);
     int64_t rows = samples * m->context;
     size_t mark = arena_mark(&m->memory);
@@ -370,9 +359,17 @@ void model_token_losses(model *m, const int32_t *input, const int32_t *target, i
     for (int64_t first = 0; first < rows; first += m->chunk) {
         head_chunk c = chunk_at(m, logits, first, rows);
         head_forward(m, &c, 0);
-        token_losses(m, &c, losses + first);
+        if (losses) token_losses(m, &c, losses + first);
     }
     arena_release(&m->memory, mark);
+}
+
+void model_evaluate(model *m, const int32_t *input, const int32_t *target, int64_t samples) {
+    evaluate(m, input, target, samples, NULL);
+}
+
+void model_token_losses(model *m, const int32_t *input, const int32_t *target, int64_t samples, float *losses) {
+    evaluate(m, input, target, samples, losses);
 }
 
 void model_extend(model *m, const int32_t *tokens, int64_t n, const model_cache *cache) {
