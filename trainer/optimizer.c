@@ -42,7 +42,7 @@ static void update(model *m, const config *c, int b) {
     const param_bucket *bucket = &p->bucket[b];
     bool gains = bucket->first >= p->gains_first;
     float decay = !gains || c->train.decay == DECAY_ALL ? (float)c->train.weight_decay : 0.0f;
-    float *master = p->master ? p->master + bucket->at : NULL;
+    float *master = p->master + bucket->at;
     void *copy = params_bucket_copy(p, b);
     m->ops->adamw(m->ops, master, p->moment1 + bucket->at, p->moment2 + bucket->at, gradient_at(p, bucket->own),
                   gains ? NULL : copy, bucket->piece, decay, m->update);
@@ -58,12 +58,10 @@ static void update(model *m, const config *c, int b) {
 static void gather(model *m, int b) {
     const params *p = &m->params;
     param_bucket *bucket = &p->bucket[b];
-    bool gains = bucket->first >= p->gains_first;
-    dtype type = gains ? DTYPE_F32 : p->compute_type;
-    char *base = gains ? (char *)p->gains : p->compute;
-    int64_t first = gains ? bucket->first - p->gains_first : bucket->first;
-    bucket->arrival =
-        comm_all_gather_start(m->dp, base + (size_t)first * dtype_bytes(type), bucket->piece, type, "weights", -1);
+    dtype type = bucket->first >= p->gains_first ? DTYPE_F32 : p->compute_type;
+    char *own = params_bucket_copy(p, b);
+    char *whole = own - (size_t)(bucket->own - bucket->first) * dtype_bytes(type);
+    bucket->arrival = comm_all_gather_start(m->dp, whole, bucket->piece, type, "weights", -1);
 }
 
 /* The k-th bucket that a forward pass reads: embedding, replicated matrices, gains, the layers', head. */
