@@ -1,0 +1,49 @@
+# What `cmake --install` puts where, and what `cpack` makes of it: a .deb and a .tar.gz. Nothing that the program needs lies in a
+# file of its own (null ensembles and the report's page are inside it), so an installed folder may be moved.
+include(GNUInstallDirs)
+
+# Several flavours of OpenBLAS may be installed: the program's is the one whose threads are OpenMP's. A bundle brings its own.
+set_target_properties(bulkhead PROPERTIES INSTALL_RPATH "$<IF:$<BOOL:${BULKHEAD_BUNDLE}>,$ORIGIN/../lib,${OPENBLAS_LIBRARY_DIRS}>")
+install(TARGETS bulkhead RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
+install(DIRECTORY deploy/configs deploy/slurm DESTINATION ${CMAKE_INSTALL_DATADIR}/bulkhead USE_SOURCE_PERMISSIONS)
+install(FILES README.md CHANGELOG.md LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
+install(DIRECTORY docs DESTINATION ${CMAKE_INSTALL_DOCDIR} FILES_MATCHING PATTERN "*.md" PATTERN "*.svg")
+# For `module use PREFIX/share/modulefiles`; a package in /usr has no use for them.
+foreach(suffix IN ITEMS "" .lua)
+  install(FILES deploy/modulefiles/bulkhead${suffix} RENAME ${PROJECT_VERSION}${suffix}
+    DESTINATION ${CMAKE_INSTALL_DATADIR}/modulefiles/bulkhead COMPONENT modules)
+endforeach()
+
+add_custom_target(uninstall COMMAND ${CMAKE_COMMAND} -P ${CMAKE_SOURCE_DIR}/cmake/uninstall.cmake WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
+
+set(CPACK_GENERATOR DEB TGZ)
+set(CPACK_PACKAGE_NAME bulkhead)
+set(CPACK_PACKAGE_CONTACT "Bulkhead maintainers <maintainers@users.noreply.r-seed-2319f627.example>")
+set(CPACK_PACKAGE_VENDOR "Bulkhead")
+set(CPACK_RESOURCE_FILE_LICENSE ${CMAKE_SOURCE_DIR}/LICENSE)
+set(CPACK_STRIP_FILES ON)
+set(CPACK_PACKAGE_CHECKSUM SHA256)
+string(TOLOWER "bulkhead-${PROJECT_VERSION}-${CMAKE_SYSTEM_NAME}-${CMAKE_SYSTEM_PROCESSOR}" CPACK_PACKAGE_FILE_NAME)
+if(BULKHEAD_HAS_CUDA)
+  string(APPEND CPACK_PACKAGE_FILE_NAME -cuda)
+endif()
+if(BULKHEAD_NATIVE) # runs on processors like this one only: to try, not to hand out
+  string(APPEND CPACK_PACKAGE_FILE_NAME -native)
+endif()
+# One .deb of everything but the module files; the archive has them too.
+set(CPACK_DEB_COMPONENT_INSTALL ON)
+set(CPACK_COMPONENTS_ALL Unspecified debian)
+set(CPACK_COMPONENTS_GROUPING ALL_COMPONENTS_IN_ONE)
+string(TIMESTAMP now "%a, %d %b %Y %H:%M:%S +0000" UTC)
+configure_file(deploy/debian/changelog.in ${CMAKE_BINARY_DIR}/debian/changelog @ONLY)
+execute_process(COMMAND gzip -9nf changelog WORKING_DIRECTORY ${CMAKE_BINARY_DIR}/debian COMMAND_ERROR_IS_FATAL ANY)
+install(FILES deploy/debian/copyright ${CMAKE_BINARY_DIR}/debian/changelog.gz DESTINATION ${CMAKE_INSTALL_DOCDIR}
+  COMPONENT debian EXCLUDE_FROM_ALL)
+install(FILES deploy/debian/lintian-overrides DESTINATION ${CMAKE_INSTALL_DATADIR}/lintian/overrides RENAME bulkhead
+  COMPONENT debian EXCLUDE_FROM_ALL)
+set(CPACK_DEBIAN_PACKAGE_SECTION science)
+set(CPACK_DEBIAN_PACKAGE_SHLIBDEPS ON)
+set(CPACK_DEBIAN_PACKAGE_DEPENDS "openmpi-bin, libopenblas0-openmp") # mpirun; the flavour of OpenBLAS
+set(CPACK_PACKAGE_DESCRIPTION_SUMMARY "pretrains transformers and watches the spectra of their attention heads")
+set(CPACK_PACKAGE_DESCRIPTION "Multi-head and latent attention over MPI; one SQLite file of spectra a run.") # CPack 3.25 wants one line
+include(CPack)
