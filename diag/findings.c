@@ -9,6 +9,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+const findings_request findings_defaults = {.theta = 1.5, .alpha = 0.05};
+
 static const char *const verdict_words[] = {
     [FINDINGS_NO] = "not found", [FINDINGS_YES] = "found", [FINDINGS_UNKNOWN] = "undetermined"};
 

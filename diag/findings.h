@@ -14,6 +14,8 @@ typedef struct findings_request {
     bool json;
 } findings_request;
 
+extern const findings_request findings_defaults; /* theta 1.5, alpha 0.05 */
+
 /* Reads every database (or run folder), judges, prints. A finding that cannot be decided is `undetermined` with the
  * reason. NO_INPUT, DATA or IO when a database cannot be read. */
 status findings_report(const char *const *paths, int count, const findings_request *request, FILE *out);

@@ -1,10 +1,8 @@
 /* bulkhead findings: judges the runs of databases, read-only. */
-#include "diag/findings.h"
 #include "trainer/cli/command.h"
+#include "trainer/cli/findings_arguments.h"
 
-#include <getopt.h>
-#include <math.h>
-#include <stdlib.h>
+#include <stdio.h>
 
 static void print_help(void) {
     puts("usage: bulkhead findings DB... [--theta X] [--alpha A] [--json]\n"
@@ -22,48 +20,28 @@ static void print_help(void) {
          "  --json      for programs");
 }
 
-static status read_real(const char *option, const char *text, double above, double below, double *to) {
-    char *end = NULL;
-    double x = strtod(text, &end);
-    if (end == text || *end || !isfinite(x) || x <= above || x >= below)
-        return status_fail(STATUS_USAGE, "--%s wants a number above %g and below %g, not \"%s\"", option, above, below,
-                           text);
-    *to = x;
-    return STATUS_OK;
-}
-
 static status read_options(int argc, char **argv, findings_request *r, bool *help) {
-    static const struct option options[] = {{"theta", required_argument, NULL, 't'},
-                                            {"alpha", required_argument, NULL, 'a'},
-                                            {"json", no_argument, NULL, 'j'},
-                                            {"help", no_argument, NULL, 'h'},
-                                            {NULL, 0, NULL, 0}};
+    static const struct option options[] = {
+        FINDINGS_ARGUMENTS, {"json", no_argument, NULL, 'j'}, {"help", no_argument, NULL, 'h'}, {NULL, 0, NULL, 0}};
     optind = 1;
     opterr = 0;
-    for (int option; (option = getopt_long(argc, argv, ":h", options, NULL)) != -1;) {
+    for (int option; !*help && (option = getopt_long(argc, argv, ":h", options, NULL)) != -1;) {
         switch (option) {
-        case 't':
-            TRY(read_real("theta", optarg, 1, 1e6, &r->theta));
-            r->theta_given = true;
-            break;
-        case 'a':
-            TRY(read_real("alpha", optarg, 0, 1, &r->alpha));
-            break;
         case 'j':
             r->json = true;
             break;
         case 'h':
             *help = true;
-            return STATUS_OK;
+            break;
         default:
-            return command_bad_option(argv, option);
+            TRY(findings_arguments_take(r, argv, option));
         }
     }
     return STATUS_OK;
 }
 
 status cmd_findings(int argc, char **argv) {
-    findings_request r = {.theta = 1.5, .alpha = 0.05};
+    findings_request r = findings_defaults;
     bool help = false;
     TRY(read_options(argc, argv, &r, &help));
     if (help) {

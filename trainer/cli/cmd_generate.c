@@ -51,14 +51,6 @@ typedef struct generation {
 
 /* ---- arguments ---- */
 
-static status read_real(const char *option, const char *text, double least, double most, double *to) {
-    char *end;
-    *to = strtod(text, &end);
-    if (end == text || *end || !(*to >= least && *to <= most))
-        return status_fail(STATUS_USAGE, "--%s wants a number from %g to %g, not \"%s\"", option, least, most, text);
-    return STATUS_OK;
-}
-
 static status read_options(int argc, char **argv, request *r) {
     static const struct option options[] = {
         {"prompt", required_argument, NULL, 'p'}, {"tokens", required_argument, NULL, 't'},
@@ -80,13 +72,13 @@ static status read_options(int argc, char **argv, request *r) {
             TRY(command_read_number("max", optarg, 1, MOST_TOKENS, &r->most));
             break;
         case 'T':
-            TRY(read_real("temperature", optarg, 0, 1e6, &r->sampling.temperature));
+            TRY(command_read_real("temperature", optarg, 0, 1e6, &r->sampling.temperature));
             break;
         case 'k':
             TRY(command_read_number("top-k", optarg, 1, INT32_MAX, &r->sampling.top_k));
             break;
         case 'P':
-            TRY(read_real("top-p", optarg, 1e-9, 1, &r->sampling.top_p));
+            TRY(command_read_real("top-p", optarg, 1e-9, 1, &r->sampling.top_p));
             break;
         case 's':
             TRY(command_read_number("seed", optarg, 0, INT64_MAX, &seed));

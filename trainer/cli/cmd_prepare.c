@@ -2,13 +2,10 @@
 #include "data/prepare.h"
 #include "trainer/cli/command.h"
 
-#include <errno.h>
 #include <getopt.h>
 #include <inttypes.h>
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 static const char help[] =
     "usage: bulkhead prepare INPUT... -o DIR [--vocab N | --tokenizer MODEL] [OPTION...]\n"
@@ -44,26 +41,10 @@ static const char help[] =
     "\n"
     "Exit codes: 64 usage, 65 bad data, 66 no input, 74 I/O.\n";
 
+static const double MOST_FRACTION = 0.999;
+
 static status wrong(const char *option, const char *value, const char *want) {
     return status_fail(STATUS_USAGE, "--%s %s: want %s", option, value, want);
-}
-
-static status read_integer(int64_t *out, const char *option, const char *text, int64_t least, int64_t most) {
-    char *end, want[96];
-    errno = 0;
-    long long value = strtoll(text, &end, 10);
-    snprintf(want, sizeof want, "a whole number from %" PRId64 " to %" PRId64, least, most);
-    if (end == text || *end || errno || value < least || value > most) return wrong(option, text, want);
-    *out = value;
-    return STATUS_OK;
-}
-
-static status read_fraction(double *out, const char *option, const char *text) {
-    char *end;
-    double value = strtod(text, &end);
-    if (end == text || *end || !(value >= 0 && value < 1)) return wrong(option, text, "a fraction from 0 to below 1");
-    *out = value;
-    return STATUS_OK;
 }
 
 /* The choice's index among the names, which end with NULL. */
@@ -115,7 +96,7 @@ static status read_option(prepare_options *o, int option, const char *text) {
         o->out_dir = text;
         break;
     case OPTION_VOCAB:
-        return read_integer(&o->vocab, "vocab", text, 1, 16777216);
+        return command_read_number("vocab", text, 1, 16777216, &o->vocab);
     case OPTION_TOKENIZER:
         o->tokenizer = text;
         break;
@@ -131,9 +112,9 @@ static status read_option(prepare_options *o, int option, const char *text) {
         o->reading.documents = choice;
         break;
     case OPTION_FRACTION:
-        return read_fraction(&o->val_fraction, "val-fraction", text);
+        return command_read_real("val-fraction", text, 0, MOST_FRACTION, &o->val_fraction);
     case OPTION_SEED:
-        TRY(read_integer(&number, "seed", text, 0, 9007199254740992));
+        TRY(command_read_number("seed", text, 0, 9007199254740992, &number));
         o->seed = (uint64_t)number;
         break;
     case OPTION_ENCODING:
@@ -145,9 +126,9 @@ static status read_option(prepare_options *o, int option, const char *text) {
         o->reading.invalid = choice;
         break;
     case OPTION_SHARD:
-        return read_integer(&o->shard_tokens, "shard-tokens", text, 1, INT32_MAX);
+        return command_read_number("shard-tokens", text, 1, INT32_MAX, &o->shard_tokens);
     case OPTION_THREADS:
-        TRY(read_integer(&number, "threads", text, 1, 1024));
+        TRY(command_read_number("threads", text, 1, 1024, &number));
         o->threads = (int)number;
         break;
     }

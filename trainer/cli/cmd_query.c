@@ -2,7 +2,6 @@
 #include "diag/query.h"
 #include "trainer/cli/command.h"
 
-#include <errno.h>
 #include <getopt.h>
 #include <stdlib.h>
 #include <string.h>
@@ -35,16 +34,6 @@ static bool is_question(const char *word) {
     return false;
 }
 
-static status read_number(const char *option, const char *text, int64_t *to) {
-    char *end = NULL;
-    errno = 0;
-    long long value = strtoll(text, &end, 10);
-    if (errno || end == text || *end || value < 0)
-        return status_fail(STATUS_USAGE, "--%s wants a whole number from 0 on, not \"%s\"", option, text);
-    *to = value;
-    return STATUS_OK;
-}
-
 /* The options; what is left in argv from optind on are databases and the question. */
 static status read_options(int argc, char **argv, query_request *r, bool *help) {
     static const struct option options[] = {
@@ -67,10 +56,10 @@ static status read_options(int argc, char **argv, query_request *r, bool *help) 
             r->stat = optarg;
             break;
         case 'l':
-            TRY(read_number("layer", optarg, &r->layer));
+            TRY(command_read_number("layer", optarg, 0, INT64_MAX, &r->layer));
             break;
         case 't':
-            TRY(read_number("step", optarg, &r->step));
+            TRY(command_read_number("step", optarg, 0, INT64_MAX, &r->step));
             break;
         case 'q':
             r->sql = optarg;

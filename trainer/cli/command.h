@@ -21,6 +21,9 @@ status command_bad_option(char **argv, int option);
 /* The whole number of --option. USAGE where it is none from least to most. */
 status command_read_number(const char *option, const char *text, int64_t least, int64_t most, int64_t *to);
 
+/* The number of --option, likewise; infinity and NaN are none. least and most are finite. */
+status command_read_real(const char *option, const char *text, double least, double most, double *to);
+
 status cmd_prepare(int argc, char **argv);
 status cmd_plan(int argc, char **argv);
 status cmd_train(int argc, char **argv);

@@ -50,6 +50,14 @@ status command_read_number(const char *option, const char *text, int64_t least, 
     return STATUS_OK;
 }
 
+status command_read_real(const char *option, const char *text, double least, double most, double *to) {
+    char *end = NULL;
+    *to = strtod(text, &end);
+    if (end == text || *end || !(*to >= least && *to <= most))
+        return status_fail(STATUS_USAGE, "--%s wants a number from %g to %g, not \"%s\"", option, least, most, text);
+    return STATUS_OK;
+}
+
 void command_complain(const char *name) {
     if (status_message()[0]) fprintf(stderr, "bulkhead %s: %s\n", name, status_message());
     status_clear();
