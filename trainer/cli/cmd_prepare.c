@@ -6,6 +6,7 @@
 #include <inttypes.h>
 #include <stdio.h>
 #include <string.h>
+#include <unistd.h>
 
 static const char help[] =
     "usage: bulkhead prepare INPUT... -o DIR [--vocab N | --tokenizer MODEL] [OPTION...]\n"
