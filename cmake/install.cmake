@@ -8,6 +8,19 @@ install(TARGETS bulkhead RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(DIRECTORY deploy/configs deploy/slurm DESTINATION ${CMAKE_INSTALL_DATADIR}/bulkhead USE_SOURCE_PERMISSIONS)
 install(FILES README.md CHANGELOG.md LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
 install(DIRECTORY docs DESTINATION ${CMAKE_INSTALL_DOCDIR} FILES_MATCHING PATTERN "*.md" PATTERN "*.svg")
+find_package(Python3 COMPONENTS Interpreter)
+if(Python3_Interpreter_FOUND)
+  set(documents ${CMAKE_BINARY_DIR}/documents)
+  add_custom_command(OUTPUT ${documents}/man1/bulkhead.1.gz DEPENDS bulkhead ${CMAKE_SOURCE_DIR}/docs/generate.py
+    COMMAND ${CMAKE_COMMAND} -E rm -rf ${documents}
+    COMMAND ${Python3_EXECUTABLE} -B ${CMAKE_SOURCE_DIR}/docs/generate.py $<TARGET_FILE:bulkhead> install ${documents} VERBATIM)
+  add_custom_target(documents ALL DEPENDS ${documents}/man1/bulkhead.1.gz)
+  install(DIRECTORY ${documents}/man1 ${documents}/man5 DESTINATION ${CMAKE_INSTALL_MANDIR})
+  install(FILES ${documents}/completion/bulkhead DESTINATION ${CMAKE_INSTALL_DATADIR}/bash-completion/completions)
+  install(FILES ${documents}/completion/_bulkhead DESTINATION ${CMAKE_INSTALL_DATADIR}/zsh/site-functions)
+else()
+  message(STATUS "no man pages and no completion: python3 makes them, and is missing")
+endif()
 # For `module use PREFIX/share/modulefiles`; a package in /usr has no use for them.
 foreach(suffix IN ITEMS "" .lua)
   install(FILES deploy/modulefiles/bulkhead${suffix} RENAME ${PROJECT_VERSION}${suffix}

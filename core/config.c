@@ -804,6 +804,32 @@ static char *join(const config_list *list) {
     return text;
 }
 
+/* The words of a choice as an array; null for another key. */
+static json_t *describe_words(const key *k) {
+    json_t *words = k->words ? json_array() : json_null();
+    for (int i = 0; k->words && k->words[i]; i++) json_array_append_new(words, json_string(k->words[i]));
+    return words;
+}
+
+json_t *config_describe_keys(void) {
+    static const char *const types[] = {[KIND_S] = "text", [KIND_I] = "whole number", [KIND_F] = "number",
+                                        [KIND_B] = "flag", [KIND_L] = "list",         [KIND_E] = "choice"};
+    json_t *all = json_array();
+    for (const key *k = keys; all && k < keys + KEY_COUNT; k++) {
+        char name[64];
+        bool number = k->kind == KIND_I || k->kind == KIND_F;
+        snprintf(name, sizeof name, "%s.%s", k->section, k->name);
+        json_t *one =
+            json_pack("{s:s, s:s, s:s, s:o, s:o, s:o, s:s}", "key", name, "type", types[k->kind], "default", k->value,
+                      "least", number ? json_real(k->least) : json_null(), "most",
+                      number ? json_real(k->most) : json_null(), "choices", describe_words(k), "meaning", k->help);
+        if (json_array_append_new(all, one) == 0) continue;
+        json_decref(all);
+        all = NULL;
+    }
+    return all;
+}
+
 void config_visit(const config *c, void (*visit)(void *user, const char *key, const char *value), void *user) {
     locale_t made, before = enter_c_locale(&made);
     for (const key *k = keys; k < keys + KEY_COUNT; k++) {

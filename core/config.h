@@ -7,6 +7,7 @@
 #include "core/config_keys.h"
 #include "core/status.h"
 
+#include <jansson.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -85,6 +86,11 @@ char *config_to_yaml(const config *c);
 
 /* Calls visit("section.key", "value") for each key in the order of config_keys.h (the params table). */
 void config_visit(const config *c, void (*visit)(void *user, const char *key, const char *value), void *user);
+
+/* Every key as an object, in the order of config_keys.h: key ("section.name"), type (text, whole number, number, flag,
+ * list, choice), default ("" where it is derived or empty), least and most (null but for numbers), choices (null but
+ * for a choice) and meaning. A new reference; NULL: out of memory. */
+json_t *config_describe_keys(void);
 
 const char *config_variant_name(config_variant v);     /* "mha", "mla-prerope", "mla-decoupled" */
 const char *config_recompute_name(config_recompute r); /* "none", "attention", "full" */

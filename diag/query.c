@@ -95,7 +95,7 @@ static const question questions[] = {
      "outlier_energy to effective_rank: means over the layers at that step. layers_with_spikes: layers where some head "
      "ever\n"
      "passed the naive Marchenko-Pastur edge."},
-    {"spikes", "since when a head of each layer is over the naive Marchenko-Pastur edge", sql_spikes,
+    {"spikes", "from which step on a head of each layer is over the naive MP edge", sql_spikes,
      "first_step: first snapshot where one head's largest eigenvalue passes the naive Marchenko-Pastur edge (mp_gap > "
      "1).\n"
      "Products of noise may pass it, and spikes may stay below: a place to look, no finding."},

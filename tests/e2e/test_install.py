@@ -67,7 +67,9 @@ class InstallTest(RunTest):
         self.install(prefix)
         installed = files_under(prefix)
         for wanted in ("bin/bulkhead", "share/bulkhead/configs/tiny.yaml", "share/bulkhead/slurm/launch",
-                       "share/doc/bulkhead/README.md", "share/doc/bulkhead/docs/design.md"):
+                       "share/doc/bulkhead/README.md", "share/doc/bulkhead/docs/design.md", "share/man/man1/bulkhead-train.1.gz",
+                       "share/man/man5/bulkhead-configuration.5.gz", "share/bash-completion/completions/bulkhead",
+                       "share/zsh/site-functions/_bulkhead"):
             self.assertIn(wanted, installed)
         moved = shutil.move(prefix, self.path("moved"))
         self.try_out(moved)

@@ -38,7 +38,7 @@ class Prepare(harness.RunTest):
 
     def test_help_is_on_stdout(self):
         out, err = self.prepare("--help")
-        self.assertIn("Examples:", out)
+        self.assertIn("usage: bulkhead prepare", out)
         self.assertEqual(err, "")
 
     def test_a_pipe_becomes_a_dataset(self):

@@ -514,6 +514,51 @@ static void shipped_configs(void **state) {
     globfree(&found);
 }
 
+/* Sets the key and looks whether that value is refused for itself; rules between keys are another matter. */
+static void expect_refusal(const char *key, const char *value, bool refused) {
+    char setting[160];
+    config c;
+    snprintf(setting, sizeof setting, "%s=%s", key, value);
+    bool good = load(&c, "model: {width: 64, heads: 4, layers: 2, ffn: 64, context: 32}\n", setting) == STATUS_OK;
+    if (good) config_free(&c);
+    bool is = !good && (strstr(status_message(), "there is no") || strstr(status_message(), "is not") ||
+                        strstr(status_message(), "outside"));
+    if (is != refused) fail_msg("%s: %s", setting, good ? "taken" : status_message());
+}
+
+/* What is told about a key is so: its place, its choices, its default, its limits. */
+static void described_keys(void **state) {
+    config c;
+    visited all = {0};
+    json_t *keys = config_describe_keys(), *k, *choice;
+    size_t i, j;
+    const char *from = all.text;
+    check_status(config_load(&c, NULL, (const char *const[]){"model.size=tiny"}, 1), STATUS_OK);
+    config_visit(&c, note, &all);
+    config_free(&c);
+    assert_int_equal(json_array_size(keys), all.count);
+    json_array_foreach(keys, i, k) {
+        const char *name = json_string_value(json_object_get(k, "key"));
+        const char *value = json_string_value(json_object_get(k, "default"));
+        assert_true(strncmp(from, name, strlen(name)) == 0 && from[strlen(name)] == '=');
+        from = strchr(from, '\n') + 1;
+        assert_true(strlen(json_string_value(json_object_get(k, "meaning"))) > 0);
+        if (value[0]) expect_refusal(name, value, false);
+        json_array_foreach(json_object_get(k, "choices"), j, choice) {
+            expect_refusal(name, json_string_value(choice), false);
+        }
+        if (json_is_array(json_object_get(k, "choices"))) expect_refusal(name, "another", true);
+        const json_t *least = json_object_get(k, "least"), *most = json_object_get(k, "most");
+        if (!json_is_number(most)) continue;
+        char beyond[64];
+        snprintf(beyond, sizeof beyond, "%.17g", json_real_value(most) * 1.001 + 1);
+        expect_refusal(name, beyond, true);
+        snprintf(beyond, sizeof beyond, "%.17g", json_real_value(least) - 1);
+        expect_refusal(name, beyond, true);
+    }
+    json_decref(keys);
+}
+
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(numbers),          cmocka_unit_test(bad_numbers),   cmocka_unit_test(flags),
     cmocka_unit_test(names_stay_names), cmocka_unit_test(nulls),         cmocka_unit_test(unknown_keys),
@@ -521,6 +566,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(missing_files),    cmocka_unit_test(lists),         cmocka_unit_test(sizes),
     cmocka_unit_test(run_names),        cmocka_unit_test(rules),         cmocka_unit_test(unsupported),
     cmocka_unit_test(round_trip),       cmocka_unit_test(other_locales), cmocka_unit_test(shipped_configs),
+    cmocka_unit_test(described_keys),
 };
 
 TEST_MAIN(tests)

@@ -13,31 +13,26 @@ enum { MOST_THREADS = 1024, MOST_SETTINGS = 32, NULL_WAIT_S = 300, MOST_WAIT_S =
 
 static const int64_t MOST_STEP = 1000000000000;
 
-static const char help[] =
-    "usage: bulkhead analyze MODEL... -o DB [--threads N] [--step N] [--config FILE] [--set diagnostics.KEY=VALUE "
-    "...]\n"
-    "\n"
-    "Writes the spectra of a model's attention heads to a new database, as a run's snapshots are recorded, and prints\n"
-    "them layer by layer. Nothing is trained; memory holds one layer's weights a thread.\n"
-    "\n"
-    "MODEL is a folder with config.json and model.safetensors, or shards with model.safetensors.index.json (Llama,\n"
-    "Mistral, Mixtral, Qwen2, Qwen3, Gemma, Gemma 2, DeepSeek-V2 and -V3; bf16, fp16 or fp32); or a safetensors file "
-    "of\n"
-    "Bulkhead's own names with config.yaml beside it. Several are checkpoints of one model, each with its step at the\n"
-    "end of its name (step-1000, checkpoint-1000); a folder of such folders stands for all of them.\n"
-    "\n"
-    "options:\n"
-    "  -o DB           the database, which must not be there yet\n"
-    "  --threads N     layers at a time; the default is the number of cores\n"
-    "  --step N        the step of a single model whose name has none; the default is 0\n"
-    "  --config FILE   the config.yaml of a safetensors file of Bulkhead's names\n"
-    "  --null-wait S   how long to wait at the end for null ensembles that have to be drawn; the default is 300 "
-    "seconds;\n"
-    "                  the columns whose ensembles are not ready stay NULL; an ensemble that is ready is kept for\n"
-    "                  the next time, one that is not begins anew\n"
-    "  --set KEY=VALUE diagnostics.scopes, .parts, .forms, .sigma2 as for training, diagnostics.esd_every=1 to keep "
-    "the\n"
-    "                  singular values, run.name, run.group, run.tags\n";
+static const char help[] = "usage: bulkhead analyze MODEL... -o DB [OPTION...]\n"
+                           "\n"
+                           "Writes the spectra of a model's attention heads to a new database, as a run's\n"
+                           "snapshots are, and prints them layer by layer. Nothing is trained.\n"
+                           "\n"
+                           "MODEL is a Hugging Face folder (Llama, Mistral, Mixtral, Qwen2, Qwen3, Gemma,\n"
+                           "Gemma 2, DeepSeek-V2 and -V3), a run or its checkpoint, or a safetensors file of\n"
+                           "Bulkhead's names. Several are checkpoints of one model, their steps at the ends\n"
+                           "of their names; a folder of such folders stands for all of them.\n"
+                           "\n"
+                           "  -o DB             the database, which must not be there yet\n"
+                           "  --threads N       layers at a time; the default is the number of cores\n"
+                           "  --step N          of a single model whose name has none (0)\n"
+                           "  --config FILE     the config.yaml of a safetensors file\n"
+                           "  --null-wait S     seconds to wait at the end for null ensembles that must be\n"
+                           "                    drawn (300); columns whose ensembles are late stay NULL\n"
+                           "  --set KEY=VALUE   diagnostics.scopes, .parts, .forms and .sigma2 as in\n"
+                           "                    training, .esd_every=1 for singular values; run.name, .group\n"
+                           "\n"
+                           "Exit codes: 0 done, 64 usage, 65 bad data, 66 no input, 74 I/O, 78 config.\n";
 
 static status read_options(int argc, char **argv, analyze_request *r, const char **settings, bool *show_help) {
     static const struct option options[] = {{"threads", required_argument, NULL, 't'},

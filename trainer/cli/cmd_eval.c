@@ -9,26 +9,27 @@
 #include <math.h>
 #include <stdio.h>
 
-static const char help[] =
-    "usage: bulkhead eval MODEL (--shards GLOB | --text FILE | --tasks FILE.jsonl) [--stride N] [--batch N]\n"
-    "                     [--json]\n"
-    "\n"
-    "MODEL is a run's folder (its latest checkpoint), a checkpoint, or a folder with model.safetensors and "
-    "config.yaml.\n"
-    "\n"
-    "  --shards GLOB     perplexity over token shards: every token but the first of each shard\n"
-    "  --text FILE       perplexity and bits per byte of text (.txt or .jsonl, also .gz and .zst): every token\n"
-    "  --tasks FILE      multiple choice, one question a line: {\"context\": \"...\", \"endings\": [...], \"label\": "
-    "0};\n"
-    "                    the share of right answers, by the endings' log-probability and by that over their bytes,\n"
-    "                    each with its 95% interval\n"
-    "  --stride N        how far the window of model.context tokens moves; the default is its length. Less gives each\n"
-    "                    token more context and takes longer\n"
-    "  --batch N         windows at a time; the default is 8. It changes no result beyond rounding\n"
-    "  --tokenizer FILE  a SentencePiece model; the default is the one of the run's dataset\n"
-    "  --device D        auto, cpu or cuda; the default is the run's\n"
-    "  --threads N       of the CPU; the default is the number of cores\n"
-    "  --json            for programs\n";
+static const char help[] = "usage: bulkhead eval MODEL (--shards GLOB | --text FILE | --tasks FILE)\n"
+                           "                     [OPTION...]\n"
+                           "\n"
+                           "MODEL is a run's folder (its latest checkpoint), a checkpoint, or a folder with\n"
+                           "model.safetensors and config.yaml or config.json.\n"
+                           "\n"
+                           "  --shards GLOB      perplexity over token shards: all tokens but their first\n"
+                           "  --text FILE        perplexity and bits per byte of text (.txt or .jsonl, also\n"
+                           "                     .gz and .zst): every token\n"
+                           "  --tasks FILE       multiple choice, one question a line: {\"context\": \"...\",\n"
+                           "                     \"endings\": [...], \"label\": 0}; the share of right answers,\n"
+                           "                     by log-probability and by that over bytes, with intervals\n"
+                           "  --stride N         tokens that the window moves on; the default is its length.\n"
+                           "                     Less gives each token more context and takes longer\n"
+                           "  --batch N          windows at a time (8); it changes no result beyond rounding\n"
+                           "  --tokenizer FILE   a SentencePiece model; the default is that of the dataset\n"
+                           "  --device D         auto, cpu or cuda; the default is the run's\n"
+                           "  --threads N        of the CPU; the default is the number of cores\n"
+                           "  --json             for programs\n"
+                           "\n"
+                           "Exit codes: 0 done, 64 usage, 65 bad data, 66 no input, 78 config.\n";
 
 enum { MOST_BATCH = 4096, MOST_STRIDE = 1 << 20 };
 

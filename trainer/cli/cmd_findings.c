@@ -4,34 +4,35 @@
 
 #include <stdio.h>
 
-static void print_help(void) {
-    puts("usage: bulkhead findings DB... [--theta X] [--alpha A] [--json]\n"
-         "\n"
-         "Judges the runs of databases (run.db files, run folders, merged files) against the product null: onset,\n"
-         "persistence and collapse of each variant's heads, propagation from layer to layer, coincidence of spike and\n"
-         "collapse, prevention by mla-decoupled. Each is `found`, `not found` or `undetermined` with the reason; the\n"
-         "definitions are in docs/design.md, section 6.5. Nothing is written. The same data gives the same answer.\n"
-         "\n"
-         "options:\n"
-         "  --theta X   effect size that verdicts are for: largest eigenvalue over mean, over that of the null (e^m);\n"
-         "              fix it beforehand from other seeds (default 1.5). The curve over 1.25, 1.5, 2, 3, 5 is always "
-         "there\n"
-         "  --alpha A   level of the whole study, Holm over its tests (default 0.05)\n"
-         "  --json      for programs");
-}
+static const char help[] = "usage: bulkhead findings DB... [--theta X] [--alpha A] [--json]\n"
+                           "\n"
+                           "Judges the runs of databases (run.db files, run folders, merged files) against\n"
+                           "the product null: onset, persistence and collapse of each variant's heads,\n"
+                           "propagation from layer to layer, coincidence of spike and collapse, prevention\n"
+                           "by mla-decoupled. Each is `found`, `not found` or `undetermined` with the\n"
+                           "reason; docs/design.md, section 6.5, defines them. Nothing is written; the same\n"
+                           "data gives the same answer.\n"
+                           "\n"
+                           "  --theta X    effect size that verdicts are for: largest eigenvalue over mean,\n"
+                           "               over that of the null (e^m). Fix it beforehand from other seeds\n"
+                           "               (1.5); the curve over 1.25, 1.5, 2, 3, 5 is always there\n"
+                           "  --alpha A    level of the whole study, Holm over its tests (0.05)\n"
+                           "  --json       for programs\n"
+                           "\n"
+                           "Exit codes: 0 done, 64 usage, 65 bad data, 66 no input, 74 I/O.\n";
 
-static status read_options(int argc, char **argv, findings_request *r, bool *help) {
+static status read_options(int argc, char **argv, findings_request *r, bool *show_help) {
     static const struct option options[] = {
         FINDINGS_ARGUMENTS, {"json", no_argument, NULL, 'j'}, {"help", no_argument, NULL, 'h'}, {NULL, 0, NULL, 0}};
     optind = 1;
     opterr = 0;
-    for (int option; !*help && (option = getopt_long(argc, argv, ":h", options, NULL)) != -1;) {
+    for (int option; !*show_help && (option = getopt_long(argc, argv, ":h", options, NULL)) != -1;) {
         switch (option) {
         case 'j':
             r->json = true;
             break;
         case 'h':
-            *help = true;
+            *show_help = true;
             break;
         default:
             TRY(findings_arguments_take(r, argv, option));
@@ -42,10 +43,10 @@ static status read_options(int argc, char **argv, findings_request *r, bool *hel
 
 status cmd_findings(int argc, char **argv) {
     findings_request r = findings_defaults;
-    bool help = false;
-    TRY(read_options(argc, argv, &r, &help));
-    if (help) {
-        print_help();
+    bool show_help = false;
+    TRY(read_options(argc, argv, &r, &show_help));
+    if (show_help) {
+        fputs(help, stdout);
         return STATUS_OK;
     }
     if (optind == argc) return status_fail(STATUS_USAGE, "no database; name a run.db or a run folder");

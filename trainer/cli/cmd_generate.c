@@ -11,26 +11,26 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char help[] =
-    "usage: bulkhead generate MODEL [--prompt TEXT | --tokens 1,2,3] [--max N] [--temperature T] [--top-k K]\n"
-    "                         [--top-p P] [--seed S] [--json]\n"
-    "\n"
-    "Goes on with a text as the model would, and prints it with what follows. MODEL is a run's folder (its latest\n"
-    "checkpoint), a checkpoint, or a folder with model.safetensors and config.yaml.\n"
-    "\n"
-    "  --prompt TEXT     the text to go on with; the default is the beginning of a document\n"
-    "  --tokens IDS      the same as ids: they are taken as they are, and ids are printed\n"
-    "  --max N           tokens at most; the default is 100. The end of a document or of the context ends it before\n"
-    "  --temperature T   0: always the likeliest token; the default is 1\n"
-    "  --top-k K         only among the K likeliest tokens; the default is all\n"
-    "  --top-p P         of those only the fewest that have the share P of the probability; the default is 1\n"
-    "  --seed S          another seed is another text; the default is 1\n"
-    "  --tokenizer FILE  a SentencePiece model; the default is the one of the run's dataset\n"
-    "  --device D        auto, cpu or cuda; the default is the run's\n"
-    "  --threads N       of the CPU; the default is the number of cores\n"
-    "  --json            prompt and text, their tokens, what ended it, bytes of cache a token\n"
-    "\n"
-    "The cache's size is said on stderr, beside that of mha with the same heads.\n";
+static const char help[] = "usage: bulkhead generate MODEL [--prompt TEXT | --tokens 1,2,3] [OPTION...]\n"
+                           "\n"
+                           "Goes on with a text as the model would, and prints it with what follows. MODEL\n"
+                           "is a run's folder (its latest checkpoint), a checkpoint, or a folder with\n"
+                           "model.safetensors and config.yaml or config.json. stderr says the cache's size.\n"
+                           "\n"
+                           "  --prompt TEXT      the text; the default is the beginning of a document\n"
+                           "  --tokens IDS       the same as ids, taken as they are; ids are printed\n"
+                           "  --max N            tokens at most (100); the end of a document or of the\n"
+                           "                     context ends it before\n"
+                           "  --temperature T    0: always the likeliest token (1)\n"
+                           "  --top-k K          only among the K likeliest tokens; the default is all\n"
+                           "  --top-p P          only the fewest that have the share P of probability (1)\n"
+                           "  --seed S           another seed is another text (1)\n"
+                           "  --tokenizer FILE   a SentencePiece model; the default is that of the dataset\n"
+                           "  --device D         auto, cpu or cuda; the default is the run's\n"
+                           "  --threads N        of the CPU; the default is the number of cores\n"
+                           "  --json             prompt, text, their tokens, what ended it, cache bytes\n"
+                           "\n"
+                           "Exit codes: 0 done, 64 usage, 65 bad data, 66 no input, 78 config.\n";
 
 enum { MOST_TOKENS = 1 << 20 };
 

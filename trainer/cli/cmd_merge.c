@@ -6,17 +6,16 @@
 #include <stdio.h>
 #include <string.h>
 
-static void print_help(void) {
-    puts(
-        "usage: bulkhead merge DB... -o DB\n"
-        "\n"
-        "Copies the runs of the databases (run.db files or run folders, finished or being written) into one file, for\n"
-        "questions across runs: query, findings, SQL. The file is made, or gets what it lacks: a run that it has is\n"
-        "brought up to date, unless it knows more of it than the source. Merging twice changes nothing.\n"
-        "\n"
-        "options:\n"
-        "  -o DB, --output DB   the file; it must not be among the sources");
-}
+static const char help[] = "usage: bulkhead merge DB... -o DB\n"
+                           "\n"
+                           "Copies the runs of databases (run.db files or run folders, finished or being\n"
+                           "written) into one file, for questions across runs: query, findings, SQL. The\n"
+                           "file is made, or gets what it lacks: a run that it has is brought up to date,\n"
+                           "unless it knows more of it than the source. Merging twice changes nothing.\n"
+                           "\n"
+                           "  -o, --output DB    the file; it must not be among the sources\n"
+                           "\n"
+                           "Exit codes: 0 done, 64 usage, 65 bad data, 66 no input, 74 I/O.\n";
 
 status cmd_merge(int argc, char **argv) {
     static const struct option options[] = {
@@ -31,7 +30,7 @@ status cmd_merge(int argc, char **argv) {
             output = optarg;
             break;
         case 'h':
-            print_help();
+            fputs(help, stdout);
             return STATUS_OK;
         default:
             return command_bad_option(argv, option);

@@ -8,10 +8,17 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const char help[] =
-    "usage: bulkhead plan CONFIG [--set section.key=value ...]\n"
-    "\n"
-    "Prints parameters, memory, communication a step, disk and the launch lines of a run. Starts nothing.\n";
+static const char help[] = "usage: bulkhead plan CONFIG [--set KEY=VALUE ...]\n"
+                           "       bulkhead plan --keys [--json]\n"
+                           "\n"
+                           "Prints parameters, memory, communication a step, disk and the launch lines of a\n"
+                           "run. Starts nothing.\n"
+                           "\n"
+                           "  --set KEY=VALUE    overrides a key of CONFIG, section.name; may be repeated\n"
+                           "  --keys             all keys of configurations instead: type, default, meaning\n"
+                           "  --json             the keys for programs, with limits and choices\n"
+                           "\n"
+                           "Exit codes: 0 done, 64 usage, 65 bad data, 66 no input, 78 config.\n";
 
 /* A word as a shell reads it back: in quotes where it holds anything but plain characters. */
 static void print_word(FILE *out, const char *word) {
@@ -53,6 +60,24 @@ static status print_launch_lines(int world, const config_arguments *a) {
     return STATUS_OK;
 }
 
+static status print_keys(bool as_json) {
+    json_t *keys = config_describe_keys(), *k;
+    size_t i;
+    if (!keys) return status_fail(STATUS_INTERNAL, "out of memory for the keys");
+    if (as_json) {
+        json_dumpf(keys, stdout, JSON_INDENT(1));
+        putchar('\n');
+    } else {
+        json_array_foreach(keys, i, k) {
+            const char *name, *type, *value, *meaning;
+            json_unpack(k, "{s:s, s:s, s:s, s:s}", "key", &name, "type", &type, "default", &value, "meaning", &meaning);
+            printf("%-27s %-12s  %-26s  %s\n", name, type, value, meaning);
+        }
+    }
+    json_decref(keys);
+    return STATUS_OK;
+}
+
 status cmd_plan(int argc, char **argv) {
     config_arguments arguments;
     TRY(config_arguments_parse(&arguments, argc, argv, false));
@@ -60,6 +85,7 @@ status cmd_plan(int argc, char **argv) {
         fputs(help, stdout);
         return STATUS_OK;
     }
+    if (arguments.keys) return print_keys(arguments.json);
     config c;
     plan p;
     dataset_info info;

@@ -8,24 +8,26 @@
 #include <unistd.h>
 
 static void print_help(void) {
-    puts("usage: bulkhead query DB... QUESTION [--form F] [--part P] [--stat S] [--layer N] [--step N] [--csv | "
-         "--json]\n"
-         "       bulkhead query DB... --sql TEXT [--csv | --json]\n"
-         "\n"
-         "Asks the spectral history databases of runs (run.db files or run folders); nothing is ever written.\n"
-         "Several databases are asked in turn; a first column then says where a row is from.\n"
-         "\n"
-         "questions:");
+    fputs("usage: bulkhead query DB... QUESTION [OPTION...]\n"
+          "       bulkhead query DB... --sql TEXT [--csv | --json]\n"
+          "\n"
+          "Asks the databases of runs (run.db files or run folders); nothing is written.\n"
+          "Several are asked in turn; a first column then says where a row is from.\n"
+          "\n"
+          "questions:\n",
+          stdout);
     for (int i = 0; query_question_name(i); i++) printf("  %-8s  %s\n", query_question_name(i), query_question_help(i));
-    puts("\noptions:\n"
-         "  --form F    score (default) or channel\n"
-         "  --part P    full (default), content or rope\n"
-         "  --stat S    median (default) or max over the heads, or layer: the layer as a whole\n"
-         "  --layer N   this layer only\n"
-         "  --step N    this step; the default is the last snapshot\n"
-         "  --sql TEXT  one SELECT; the views v_spectra, v_layer_step, v_spike_onset, v_variant_compare and v_metrics "
-         "help\n"
-         "  --csv, --json  for programs");
+    fputs("\n"
+          "  --form F       score (default) or channel\n"
+          "  --part P       full (default), content or rope\n"
+          "  --stat S       median (default) or max over the heads, or layer as a whole\n"
+          "  --layer N      this layer only\n"
+          "  --step N       this step; the default is the last snapshot\n"
+          "  --sql TEXT     one SELECT; docs/queries.md has tables, views and examples\n"
+          "  --csv, --json  for programs\n"
+          "\n"
+          "Exit codes: 0 done, 64 usage, 65 bad data, 66 no input, 74 I/O.\n",
+          stdout);
 }
 
 static bool is_question(const char *word) {

@@ -7,23 +7,24 @@
 #include <stdio.h>
 #include <string.h>
 
-static void print_help(void) {
-    puts("usage: bulkhead report DB... -o FILE.html [--columns A,B,...] [--form F] [--part P]\n"
-         "\n"
-         "Makes one HTML page about the runs of databases (run.db files, run folders, merged files; finished or being\n"
-         "written): loss and gradient norm, layer by step heat maps of the runs side by side on one colour scale,\n"
-         "configurations and what differs between them, events. All it needs is inside: it opens in any browser,\n"
-         "without a network. It keeps median and maximum of at most 200 bins of steps, and prints the query that\n"
-         "gives every row. The databases are only read.\n"
-         "\n"
-         "options:\n"
-         "  -o FILE, --output FILE  the page; one that is there is replaced\n"
-         "  --columns A,B,...       up to 8 columns of spectra for the heat maps (docs/spectra.md); default:\n"
-         "                          effective_rank,effective_rank_rest,stable_rank,outlier_energy,mp_gap,null_gap,\n"
-         "                          tw_score,top_overlap\n"
-         "  --form F                score (default) or channel\n"
-         "  --part P                full (default), content or rope");
-}
+static const char help[] = "usage: bulkhead report DB... -o FILE.html [OPTION...]\n"
+                           "\n"
+                           "Makes one HTML page about the runs of databases (run.db files, run folders,\n"
+                           "merged files; finished or being written): loss and gradient norm, layer by step\n"
+                           "heat maps of the runs side by side on one colour scale, configurations and what\n"
+                           "differs between them, events. All it needs is inside: it opens in any browser,\n"
+                           "without a network. It keeps median and maximum of at most 200 bins of steps,\n"
+                           "and prints the query that gives every row. The databases are only read.\n"
+                           "\n"
+                           "  -o, --output FILE   the page; one that is there is replaced\n"
+                           "  --columns A,B,...   up to 8 columns of spectra for the heat maps\n"
+                           "                      (docs/spectra.md); the default is effective_rank,\n"
+                           "                      effective_rank_rest, stable_rank, outlier_energy, mp_gap,\n"
+                           "                      null_gap, tw_score, top_overlap\n"
+                           "  --form F            score (default) or channel\n"
+                           "  --part P            full (default), content or rope\n"
+                           "\n"
+                           "Exit codes: 0 done, 64 usage, 65 bad data, 66 no input, 74 I/O.\n";
 
 /* names: cut into pieces. */
 static status read_columns(char *names, report_request *r) {
@@ -33,7 +34,7 @@ static status read_columns(char *names, report_request *r) {
     return r->columns[0] ? STATUS_OK : status_fail(STATUS_USAGE, "--columns wants names, with commas between them");
 }
 
-static status read_options(int argc, char **argv, report_request *r, const char **output, bool *help) {
+static status read_options(int argc, char **argv, report_request *r, const char **output, bool *show_help) {
     static const struct option options[] = {
         {"output", required_argument, NULL, 'o'}, {"columns", required_argument, NULL, 'c'},
         {"form", required_argument, NULL, 'f'},   {"part", required_argument, NULL, 'p'},
@@ -56,7 +57,7 @@ static status read_options(int argc, char **argv, report_request *r, const char 
             r->part = optarg;
             break;
         case 'h':
-            *help = true;
+            *show_help = true;
             return STATUS_OK;
         default:
             return command_bad_option(argv, option);
@@ -69,10 +70,10 @@ status cmd_report(int argc, char **argv) {
     report_request r = {0};
     report_counts counts;
     const char *output = NULL;
-    bool help = false;
-    TRY(read_options(argc, argv, &r, &output, &help));
-    if (help) {
-        print_help();
+    bool show_help = false;
+    TRY(read_options(argc, argv, &r, &output, &show_help));
+    if (show_help) {
+        fputs(help, stdout);
         return STATUS_OK;
     }
     if (!output) return status_fail(STATUS_USAGE, "no output; name a file behind -o");

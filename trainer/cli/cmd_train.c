@@ -6,24 +6,24 @@
 
 #include <stdio.h>
 
-static const char help[] =
-    "usage: mpirun -n W bulkhead train CONFIG [--set section.key=value ...] [--resume auto|DIR]\n"
-    "                               [--profile N]\n"
-    "\n"
-    "Pretrains the model that CONFIG describes. W is parallel.tensor x parallel.data + diagnostics.ranks;\n"
-    "`bulkhead plan CONFIG` prints the launch line. Writes runs/NAME: config.yaml, log.txt, run.db, checkpoints.\n"
-    "\n"
-    "  --set section.key=value   overrides a key of CONFIG; may be repeated\n"
-    "  --resume auto             goes on from the run folder's newest whole checkpoint; begins where there is none\n"
-    "  --resume DIR              goes on from that checkpoint, or from the newest in that folder\n"
-    "  --profile N               says where the time of N steps goes, from the third on, and records it (table "
-    "profile)\n"
-    "\n"
-    "SIGTERM and SIGUSR1 end the run behind the step under way, with a checkpoint and exit code 75; a second one, 5\n"
-    "seconds later or more, ends it at once.\n"
-    "\n"
-    "Exit codes: 0 done, 64 usage, 65 bad data, 66 no input, 70 internal or not finite, 74 I/O, 75 stopped after a\n"
-    "checkpoint, 78 configuration.\n";
+static const char help[] = "usage: mpirun -n W bulkhead train CONFIG [OPTION...]\n"
+                           "\n"
+                           "Pretrains the model that CONFIG describes. W is parallel.tensor x parallel.data\n"
+                           "+ diagnostics.ranks; `bulkhead plan CONFIG` prints the launch line. Writes\n"
+                           "runs/NAME: config.yaml, log.txt, run.db, checkpoints.\n"
+                           "\n"
+                           "  --set KEY=VALUE     overrides a key of CONFIG, section.name; may be repeated\n"
+                           "  --resume auto|DIR   auto: goes on from the run folder's newest checkpoint that\n"
+                           "                      is whole, begins where there is none; DIR: from that\n"
+                           "                      checkpoint, or from the newest in that folder\n"
+                           "  --profile N         says where the time of N steps goes, from the third on,\n"
+                           "                      and records it (table profile)\n"
+                           "\n"
+                           "SIGTERM and SIGUSR1 end the run behind the step under way, with a checkpoint and\n"
+                           "exit code 75; a second one, 5 seconds later or more, ends it at once.\n"
+                           "\n"
+                           "Exit codes: 0 done, 64 usage, 65 bad data, 66 no input, 70 internal or not\n"
+                           "finite, 74 I/O, 75 stopped after a checkpoint, 78 config.\n";
 
 status cmd_train(int argc, char **argv) {
     config_arguments arguments;

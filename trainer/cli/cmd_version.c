@@ -7,10 +7,14 @@
 #include <string.h>
 #include <unistd.h>
 
-static const char help[] =
-    "usage: bulkhead version [--verbose]\n"
-    "\n"
-    "  --verbose   also what it was built with, and the devices, driver and libraries it finds\n";
+static const char help[] = "usage: bulkhead version [--verbose]\n"
+                           "\n"
+                           "Prints the program's version.\n"
+                           "\n"
+                           "  --verbose   also what it was built with, and the devices, driver and libraries\n"
+                           "              that it finds\n"
+                           "\n"
+                           "Exit codes: 0 done, 64 usage.\n";
 
 /* 13000 is CUDA 13.0. */
 static void print_cuda(const char *what, int version) {

@@ -13,6 +13,8 @@ status config_arguments_parse(config_arguments *out, int argc, char **argv, bool
                                             {"help", no_argument, NULL, 'h'},
                                             {"resume", required_argument, NULL, 'r'},
                                             {"profile", required_argument, NULL, 'p'},
+                                            {"keys", no_argument, NULL, 'k'},
+                                            {"json", no_argument, NULL, 'j'},
                                             {NULL, 0, NULL, 0}};
     *out = (config_arguments){0};
     opterr = 0;
@@ -35,10 +37,23 @@ status config_arguments_parse(config_arguments *out, int argc, char **argv, bool
             if (!trains) return status_fail(STATUS_USAGE, "--profile is for `bulkhead train`");
             TRY(command_read_number("profile", optarg, 1, MOST_PROFILED_STEPS, &out->profile));
             break;
+        case 'k':
+            if (trains) return status_fail(STATUS_USAGE, "--keys is for `bulkhead plan`");
+            out->keys = true;
+            break;
+        case 'j':
+            if (trains) return status_fail(STATUS_USAGE, "--json is for `bulkhead plan --keys`");
+            out->json = true;
+            break;
         default:
             return command_bad_option(argv, option);
         }
     }
+    if (out->keys) {
+        if (optind == argc && out->setting_count == 0) return STATUS_OK;
+        return status_fail(STATUS_USAGE, "--keys is of no CONFIG and takes no --set");
+    }
+    if (out->json) return status_fail(STATUS_USAGE, "--json is for --keys");
     if (optind + 1 != argc)
         return status_fail(STATUS_USAGE, "one CONFIG file is wanted, %d given; `bulkhead %s --help` shows how",
                            argc - optind, argv[0]);

@@ -13,14 +13,14 @@
 
 static const command commands[] = {
     {"prepare", "turn text into a tokenizer and token shards", cmd_prepare},
-    {"plan", "parameters, memory, communication and launch lines of a configuration", cmd_plan},
+    {"plan", "parameters, memory, communication, launch lines of a configuration", cmd_plan},
     {"train", "pretrain a model (under mpirun or srun)", cmd_train},
     {"merge", "unite the databases of runs in one file", cmd_merge},
     {"query", "ask a run's spectral history database", cmd_query},
     {"findings", "judge runs: onset, propagation, collapse and prevention as tests", cmd_findings},
     {"report", "one page of runs: curves, heat maps, configurations, events", cmd_report},
     {"analyze", "spectra of any checkpoint: Hugging Face folders, safetensors", cmd_analyze},
-    {"eval", "perplexity of a trained model, or its answers to multiple-choice questions", cmd_eval},
+    {"eval", "perplexity of a trained model, or its answers to multiple choice", cmd_eval},
     {"generate", "go on with a text, token by token", cmd_generate},
     {"export", "a trained model in Hugging Face's format", cmd_export},
     {"import", "a model in Hugging Face's format, to go on with its training", cmd_import},
@@ -31,7 +31,11 @@ static void usage(FILE *out) {
     fprintf(out, "usage: bulkhead COMMAND [ARGUMENT...]\n\n");
     for (size_t i = 0; i < sizeof commands / sizeof *commands; i++)
         fprintf(out, "  %-9s %s\n", commands[i].name, commands[i].summary);
-    fprintf(out, "\n`bulkhead COMMAND --help` explains a command.\n");
+    fputs("\n`bulkhead COMMAND --help` explains a command.\n"
+          "\n"
+          "Exit codes: 0 done, 64 usage, 65 bad data, 66 no input, 70 internal or not\n"
+          "finite, 74 I/O, 75 stopped after a checkpoint, 78 config.\n",
+          out);
 }
 
 status command_bad_option(char **argv, int option) {
