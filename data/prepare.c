@@ -26,7 +26,6 @@ enum {
     MODEL_BYTES_MOST = 1 << 30,
     PROGRESS_SECONDS = 5,
 };
-static const char model_name[] = "tokenizer.model";
 
 typedef struct source {
     const char *name;
@@ -214,13 +213,16 @@ static status copy_model(const char *from, const char *to) {
     return result;
 }
 
-static status bring_model(job *j, const char *path) {
+static status bring_model(job *j) {
+    char *path;
     TRY(tokenizer_load(&j->model, j->options->tokenizer)); /* before a long text is read */
-    TRY(copy_model(j->options->tokenizer, path));
-    return first_reading(j, NULL);
+    TRY(join(&path, j->folder, tokenizer_file_name(j->model)));
+    status result = copy_model(j->options->tokenizer, path);
+    free(path);
+    return result == STATUS_OK ? first_reading(j, NULL) : result;
 }
 
-static status make_model(job *j, const char *path) {
+static status learn_model(job *j, const char *path) {
     lines *sample;
     TRY(lines_open(&sample, SAMPLE_LINES, SAMPLE_BYTES, j->options->seed));
     status result = first_reading(j, sample);
@@ -230,10 +232,10 @@ static status make_model(job *j, const char *path) {
     return result;
 }
 
-static status read_with_model(job *j) {
+static status make_model(job *j) {
     char *path;
-    TRY(join(&path, j->folder, model_name));
-    status result = j->options->tokenizer ? bring_model(j, path) : make_model(j, path);
+    TRY(join(&path, j->folder, "tokenizer.model"));
+    status result = learn_model(j, path);
     free(path);
     return result;
 }
@@ -413,10 +415,10 @@ static status write_info(const job *j) {
     int64_t vocab = tokenizer_vocab(j->model);
     json_t *root =
         json_pack("{s:s,s:i,s:s,s:s,s:I,s:I,s:s,s:i,s:b,s:o,s:o,s:o,s:o}", "format", "bulkhead dataset", "version", 1,
-                  "tokenizer", model_name, "tokenizer_xxh3_128", tokenizer_hash(j->model), "vocab", (json_int_t)vocab,
-                  "eos_id", (json_int_t)tokenizer_eos(j->model), "document_token", "ends", "token_bytes",
-                  vocab <= 65536 ? 2 : 4, "lossless", j->lossless, "train", split_json(&j->outputs[0]), "validation",
-                  split_json(&j->outputs[1]), "sources", sources_json(j), "options", options_json(j));
+                  "tokenizer", tokenizer_file_name(j->model), "tokenizer_xxh3_128", tokenizer_hash(j->model), "vocab",
+                  (json_int_t)vocab, "eos_id", (json_int_t)tokenizer_eos(j->model), "document_token", "ends",
+                  "token_bytes", vocab <= 65536 ? 2 : 4, "lossless", j->lossless, "train", split_json(&j->outputs[0]),
+                  "validation", split_json(&j->outputs[1]), "sources", sources_json(j), "options", options_json(j));
     char *text = root ? json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(15)) : NULL, *path = NULL;
     json_decref(root);
     if (!text) return status_fail(STATUS_INTERNAL, "cannot describe the dataset as JSON");
@@ -437,7 +439,7 @@ static status run(job *j, dataset_info *out) {
         TRY(check_source(&j->sources[i]));
     }
     TRY(new_folder_make(&j->folder, o->out_dir));
-    TRY(read_with_model(j));
+    TRY(o->tokenizer ? bring_model(j) : make_model(j));
     TRY(encode(j));
     TRY(write_info(j));
     char *info;

@@ -1,9 +1,10 @@
-/* The one C++ file: SentencePiece behind the C door of tokenizer.h. No exception and no SentencePiece type leaves it.
- */
+/* The one C++ file: SentencePiece behind the C door of tokenizer.h, beside tokenizer_json. No exception and no
+ * SentencePiece type leaves it. */
 #include "data/tokenizer.h"
 
 extern "C" {
 #include "core/file.h"
+#include "data/tokenizer_json.h"
 }
 
 #include <fcntl.h>
@@ -165,7 +166,8 @@ std::string read_report(int report) {
 } // namespace
 
 struct tokenizer {
-    sentencepiece::SentencePieceProcessor processor;
+    std::unique_ptr<tokenizer_json, void (*)(tokenizer_json *)> json{nullptr, tokenizer_json_free};
+    sentencepiece::SentencePieceProcessor processor; /* where it is no tokenizer.json */
     std::string path, hash;
     std::vector<int> meta; /* the byte pieces that spell U+2581; empty: do not treat it apart */
 };
@@ -179,20 +181,7 @@ void encode_part(const tokenizer &t, const char *bytes, size_t length, std::vect
     all.insert(all.end(), part.begin(), part.end());
 }
 
-void append(tokenizer_ids &out, const std::vector<int> &ids) {
-    int64_t need = out.count + static_cast<int64_t>(ids.size());
-    if (need > out.room) {
-        int64_t room = std::max(need, 2 * out.room);
-        void *grown = std::realloc(out.ids, static_cast<size_t>(room) * sizeof *out.ids);
-        if (!grown) throw std::bad_alloc();
-        out.ids = static_cast<int32_t *>(grown);
-        out.room = room;
-    }
-    std::copy(ids.begin(), ids.end(), out.ids + out.count);
-    out.count = need;
-}
-
-void encode_one(const tokenizer &t, const tokenizer_text &text, tokenizer_ids &out) {
+::status encode_pieces(const tokenizer &t, const tokenizer_text &text, tokenizer_ids &out) {
     std::vector<int> part, all;
     const char *at = text.bytes, *end = at + text.length;
     while (!t.meta.empty()) {
@@ -203,21 +192,46 @@ void encode_one(const tokenizer &t, const tokenizer_text &text, tokenizer_ids &o
         at = meta + META_BYTES;
     }
     encode_part(t, at, static_cast<size_t>(end - at), part, all);
-    append(out, all);
+    return tokenizer_append(&out, all.data(), static_cast<int64_t>(all.size()));
+}
+
+using scratch = std::unique_ptr<tokenizer_json_scratch, void (*)(tokenizer_json_scratch *)>;
+
+scratch make_scratch(const tokenizer &t) {
+    scratch s(t.json ? tokenizer_json_scratch_make() : nullptr, tokenizer_json_scratch_free);
+    if (t.json && !s) throw std::bad_alloc();
+    return s;
+}
+
+::status encode_one(const tokenizer &t, const scratch &s, const tokenizer_text &text, tokenizer_ids &out) {
+    return t.json ? tokenizer_json_encode(t.json.get(), s.get(), text.bytes, text.length, &out)
+                  : encode_pieces(t, text, out);
 }
 
 /* Texts are handed out one by one; the first failure is kept and stops the rest. */
 ::status encode_all(const tokenizer &t, const tokenizer_text *texts, int64_t count, int threads, tokenizer_ids *out) {
     std::atomic<int64_t> next{0};
     std::mutex lock;
+    ::status failed = STATUS_OK;
     std::string failure;
+    auto fail = [&](::status how, const char *message) {
+        next = count;
+        std::lock_guard<std::mutex> hold(lock);
+        if (failed == STATUS_OK) failure = message;
+        if (failed == STATUS_OK) failed = how;
+    };
     auto work = [&] {
         try {
-            for (int64_t i; (i = next++) < count;) encode_one(t, texts[i], out[i]);
+            scratch own = make_scratch(t);
+            for (int64_t i; (i = next++) < count;) {
+                ::status s = encode_one(t, own, texts[i], out[i]);
+                if (s == STATUS_OK) continue;
+                fail(s, status_message());
+                status_clear();
+                return;
+            }
         } catch (const std::exception &e) {
-            next = count;
-            std::lock_guard<std::mutex> hold(lock);
-            if (failure.empty()) failure = e.what();
+            fail(STATUS_INTERNAL, e.what());
         }
     };
     std::vector<std::thread> workers;
@@ -228,7 +242,7 @@ void encode_one(const tokenizer &t, const tokenizer_text &text, tokenizer_ids &o
     }
     work();
     for (auto &worker : workers) worker.join();
-    return failure.empty() ? STATUS_OK : status_fail(STATUS_INTERNAL, "cannot encode the text: %s", failure.c_str());
+    return failed == STATUS_OK ? STATUS_OK : status_fail(failed, "cannot encode the text: %s", failure.c_str());
 }
 
 std::string hash_of(const char *data, size_t bytes) {
@@ -259,15 +273,56 @@ void find_meta_spelling(tokenizer &t) {
     }
 }
 
-::status load_model(tokenizer &t, const char *data, size_t bytes) {
+/* A failure of tokenizer_json, with the file's name. */
+::status with_path(const tokenizer &t, ::status s) {
+    if (s == STATUS_OK) return s;
+    std::string message = status_message();
+    status_clear();
+    return status_fail(s, "%s: %s", t.path.c_str(), message.c_str());
+}
+
+bool is_json(const tokenizer &t, const char *data, size_t bytes) {
+    constexpr char ENDING[] = ".json";
+    constexpr size_t LENGTH = sizeof ENDING - 1;
+    bool named = t.path.size() > LENGTH && t.path.compare(t.path.size() - LENGTH, LENGTH, ENDING) == 0;
+    return named || (bytes > 0 && data[0] == '{');
+}
+
+::status load_json(tokenizer &t, const char *data, size_t bytes) {
+    json_error_t error;
+    std::unique_ptr<json_t, void (*)(json_t *)> root(json_loadb(data, bytes, JSON_REJECT_DUPLICATES, &error),
+                                                     json_decref);
+    if (!root) return status_fail(STATUS_DATA, "%s:%d: no JSON: %s", t.path.c_str(), error.line, error.text);
+    tokenizer_json *json = nullptr;
+    TRY(with_path(t, tokenizer_json_load(&json, root.get())));
+    t.json.reset(json);
+    return STATUS_OK;
+}
+
+::status load_pieces(tokenizer &t, const char *data, size_t bytes) {
     auto result = t.processor.LoadFromSerializedProto({data, bytes});
     if (!result.ok() || t.processor.GetPieceSize() <= 0)
-        return status_fail(STATUS_DATA, "%s is no SentencePiece model", t.path.c_str());
+        return status_fail(STATUS_DATA, "%s is neither a SentencePiece model nor a tokenizer.json", t.path.c_str());
     if (t.processor.eos_id() < 0)
         return status_fail(STATUS_DATA, "%s has no id for the end of a document (</s>); train one with eos_id",
                            t.path.c_str());
-    t.hash = hash_of(data, bytes);
     find_meta_spelling(t);
+    return STATUS_OK;
+}
+
+::status load_model(tokenizer &t, const char *data, size_t bytes) {
+    t.hash = hash_of(data, bytes);
+    return is_json(t, data, bytes) ? load_json(t, data, bytes) : load_pieces(t, data, bytes);
+}
+
+::status decode_pieces(const tokenizer &t, const std::vector<int> &ids, char **out, size_t *length) {
+    std::string text;
+    auto result = t.processor.Decode(ids, &text);
+    if (!result.ok()) return status_fail(STATUS_INTERNAL, "cannot decode ids: %s", result.ToString().c_str());
+    *out = static_cast<char *>(std::malloc(text.size() + 1));
+    if (!*out) return status_fail(STATUS_INTERNAL, "out of memory");
+    std::memcpy(*out, text.c_str(), text.size() + 1);
+    *length = text.size();
     return STATUS_OK;
 }
 
@@ -307,16 +362,37 @@ void tokenizer_free(tokenizer *t) {
 }
 
 int64_t tokenizer_vocab(const tokenizer *t) {
-    return t->processor.GetPieceSize();
+    return t->json ? tokenizer_json_vocab(t->json.get()) : t->processor.GetPieceSize();
 }
 int32_t tokenizer_eos(const tokenizer *t) {
-    return t->processor.eos_id();
+    return t->json ? tokenizer_json_eos(t->json.get()) : t->processor.eos_id();
 }
 int32_t tokenizer_bos(const tokenizer *t) {
-    return t->processor.bos_id();
+    return t->json ? tokenizer_json_bos(t->json.get()) : t->processor.bos_id();
 }
 const char *tokenizer_hash(const tokenizer *t) {
     return t->hash.c_str();
+}
+const char *tokenizer_file_name(const tokenizer *t) {
+    return t->json ? "tokenizer.json" : "tokenizer.model";
+}
+const char *tokenizer_piece(const tokenizer *t, int32_t id) {
+    if (t->json) return tokenizer_json_piece(t->json.get(), id);
+    return id >= 0 && id < t->processor.GetPieceSize() ? t->processor.IdToPiece(id).c_str() : nullptr;
+}
+
+::status tokenizer_append(tokenizer_ids *list, const int32_t *ids, int64_t count) {
+    int64_t need = list->count + count;
+    if (need > list->room) {
+        int64_t room = std::max(need, 2 * list->room);
+        void *grown = std::realloc(list->ids, static_cast<size_t>(room) * sizeof *list->ids);
+        if (!grown) return status_fail(STATUS_INTERNAL, "out of memory");
+        list->ids = static_cast<int32_t *>(grown);
+        list->room = room;
+    }
+    std::copy(ids, ids + count, list->ids + list->count);
+    list->count = need;
+    return STATUS_OK;
 }
 
 ::status tokenizer_encode(const tokenizer *t, const tokenizer_text *texts, int64_t count, int threads,
@@ -327,19 +403,12 @@ const char *tokenizer_hash(const tokenizer *t) {
 }
 
 ::status tokenizer_decode(const tokenizer *t, const int32_t *ids, int64_t count, char **out, size_t *length) try {
-    std::vector<int> list(ids, ids + count);
-    for (int id : list)
-        if (id < 0 || id >= t->processor.GetPieceSize())
-            return status_fail(STATUS_DATA, "%s has no id %d (it has 0 to %d)", t->path.c_str(), id,
-                               t->processor.GetPieceSize() - 1);
-    std::string text;
-    auto result = t->processor.Decode(list, &text);
-    if (!result.ok()) return status_fail(STATUS_INTERNAL, "cannot decode ids: %s", result.ToString().c_str());
-    *out = static_cast<char *>(std::malloc(text.size() + 1));
-    if (!*out) return status_fail(STATUS_INTERNAL, "out of memory");
-    std::memcpy(*out, text.c_str(), text.size() + 1);
-    *length = text.size();
-    return STATUS_OK;
+    for (int64_t i = 0; i < count; i++)
+        if (!tokenizer_piece(t, ids[i]))
+            return status_fail(STATUS_DATA, "%s has no id %d (it has 0 to %lld)", t->path.c_str(), ids[i],
+                               static_cast<long long>(tokenizer_vocab(t)) - 1);
+    return t->json ? tokenizer_json_decode(t->json.get(), ids, count, out, length)
+                   : decode_pieces(*t, std::vector<int>(ids, ids + count), out, length);
 } catch (const std::exception &e) {
     return status_fail(STATUS_INTERNAL, "cannot decode ids: %s", e.what());
 }

@@ -1,6 +1,7 @@
-/* The tokenizer: a C door over SentencePiece. A model trained here is a unigram model that keeps text exactly: for any
- * valid UTF-8, decode(encode(text)) equals text (tabs, newlines, runs of spaces, NUL and U+2581 included), since what
- * has no piece is spelled in bytes. Models from elsewhere are used as they are; theirs may normalize. */
+/* The tokenizer: a C door over SentencePiece, and over Hugging Face's tokenizer.json (data/tokenizer_json.h). A model
+ * trained here is a unigram model that keeps text exactly: for any valid UTF-8, decode(encode(text)) equals text (tabs,
+ * newlines, runs of spaces, NUL and U+2581 included), since what has no piece is spelled in bytes. Models from
+ * elsewhere are used as they are; theirs may normalize. */
 #pragma once
 
 #ifdef __cplusplus
@@ -26,6 +27,9 @@ typedef struct tokenizer_ids {
     int64_t count, room;
 } tokenizer_ids;
 
+/* Appends; INTERNAL when out of memory. */
+status tokenizer_append(tokenizer_ids *list, const int32_t *ids, int64_t count);
+
 /* The longest sample that training uses, in bytes; longer ones are ignored. */
 enum { TOKENIZER_SAMPLE_BYTES = 4096 };
 
@@ -34,7 +38,8 @@ enum { TOKENIZER_SAMPLE_BYTES = 4096 };
  * that works. */
 status tokenizer_train(const char *path, const tokenizer_text *samples, int64_t count, int64_t vocab);
 
-/* NO_INPUT when the file is missing, DATA when it is no SentencePiece model or has no end-of-document id (</s>). */
+/* NO_INPUT when the file is missing, DATA when it is neither a SentencePiece model nor a tokenizer.json that this knows
+ * (with the part that it does not), or has no end-of-document id (</s>). */
 status tokenizer_load(tokenizer **out, const char *path);
 void tokenizer_free(tokenizer *t);
 
@@ -42,6 +47,12 @@ int64_t tokenizer_vocab(const tokenizer *t);
 int32_t tokenizer_eos(const tokenizer *t);
 int32_t tokenizer_bos(const tokenizer *t);      /* -1: none */
 const char *tokenizer_hash(const tokenizer *t); /* XXH3-128 of the model file, 32 hex digits */
+
+/* What such a file is called beside shards and models: tokenizer.model or tokenizer.json. */
+const char *tokenizer_file_name(const tokenizer *t);
+
+/* The token's text as the file has it, valid as long as the tokenizer; NULL where no token has that id. */
+const char *tokenizer_piece(const tokenizer *t, int32_t id);
 
 /* Encodes each text, on up to `threads` threads: out[i] is appended to. The ids do not depend on threads. */
 status tokenizer_encode(const tokenizer *t, const tokenizer_text *texts, int64_t count, int threads,

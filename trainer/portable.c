@@ -16,9 +16,10 @@ static const size_t TOKENIZER_LIMIT_BYTES = (size_t)1 << 30;
 /* Where a folder is being made, and what it is of. */
 typedef struct folder {
     const trained *trained;
-    const char *path;      /* that it will have */
-    const char *partial;   /* that it has until then */
-    const char *tokenizer; /* file; NULL: none */
+    const char *path;           /* that it will have */
+    const char *partial;        /* that it has until then */
+    const char *tokenizer_file; /* NULL: none */
+    tokenizer *tokenizer;
 } folder;
 
 /* A file of it, malloc'ed; NULL: out of memory. */
@@ -114,13 +115,13 @@ static status write_json(const folder *f, const char *name, json_t *value) {
 static status copy_tokenizer(const folder *f) {
     char *bytes;
     size_t count;
-    TRY(file_read_all(&bytes, &count, f->tokenizer, TOKENIZER_LIMIT_BYTES));
-    status s = write_text(f, "tokenizer.model", bytes, count);
+    TRY(file_read_all(&bytes, &count, f->tokenizer_file, TOKENIZER_LIMIT_BYTES));
+    status s = write_text(f, tokenizer_file_name(f->tokenizer), bytes, count);
     free(bytes);
     return s;
 }
 
-static status make(folder *f, status (*write)(const folder *f)) {
+static status fill(folder *f, status (*write)(const folder *f)) {
     char *partial;
     TRY(new_folder_make(&partial, f->path));
     f->partial = partial;
@@ -128,6 +129,13 @@ static status make(folder *f, status (*write)(const folder *f)) {
     if (s == STATUS_OK && f->tokenizer) s = copy_tokenizer(f);
     if (s == STATUS_OK) return new_folder_publish(partial, f->path);
     new_folder_discard(partial);
+    return s;
+}
+
+static status make(folder *f, status (*write)(const folder *f)) {
+    if (f->tokenizer_file) TRY(tokenizer_load(&f->tokenizer, f->tokenizer_file));
+    status s = fill(f, write);
+    tokenizer_free(f->tokenizer);
     return s;
 }
 
@@ -196,11 +204,11 @@ static json_t *prerope_config(const config *c) {
                      "AutoModelForCausalLM", "modeling_bulkhead.BulkheadPreropeForCausalLM");
 }
 
-static status write_config_json(const folder *f, const tokenizer *k) {
+static status write_config_json(const folder *f) {
     static const char *const types[] = {
         [VARIANT_MHA] = "llama", [VARIANT_MLA_PREROPE] = "bulkhead_prerope", [VARIANT_MLA_DECOUPLED] = "deepseek_v3"};
     const config *c = &f->trained->config;
-    json_t *all = common_config(c, types[c->attention.variant], k), *own = NULL;
+    json_t *all = common_config(c, types[c->attention.variant], f->tokenizer), *own = NULL;
     switch (c->attention.variant) {
     case VARIANT_MHA:
         own = json_pack("{s:I}", "head_dim", (json_int_t)c->model.head_dim);
@@ -222,29 +230,38 @@ static status write_config_json(const folder *f, const tokenizer *k) {
 }
 
 /* What transformers asks beside tokenizer.model: ours neither adds nor changes a character. */
-static status write_tokenizer_config(const folder *f, const tokenizer *k) {
+static json_t *pieces_config(const tokenizer *k) {
     bool begins = tokenizer_bos(k) >= 0;
-    return write_json(f, "tokenizer_config.json",
-                      json_pack("{s:s, s:b, s:b, s:b, s:b, s:o, s:s, s:s, s:b, s:I}", "tokenizer_class",
-                                "LlamaTokenizer", "add_bos_token", (int)begins, "add_eos_token", 0, "add_prefix_space",
-                                0, "legacy", 0, "bos_token", begins ? json_string("<s>") : json_null(), "eos_token",
-                                "</s>", "unk_token", "<unk>", "clean_up_tokenization_spaces", 0, "model_max_length",
-                                (json_int_t)f->trained->config.model.context));
+    return json_pack("{s:s, s:b, s:b, s:b, s:b, s:o, s:s, s:s}", "tokenizer_class", "LlamaTokenizer", "add_bos_token",
+                     (int)begins, "add_eos_token", 0, "add_prefix_space", 0, "legacy", 0, "bos_token",
+                     begins ? json_string("<s>") : json_null(), "eos_token", "</s>", "unk_token", "<unk>");
+}
+
+/* Beside tokenizer.json, which says all else itself. */
+static json_t *json_tokenizer_config(const tokenizer *k) {
+    const char *begin = tokenizer_piece(k, tokenizer_bos(k));
+    return json_pack("{s:s, s:o, s:s}", "tokenizer_class", "PreTrainedTokenizerFast", "bos_token",
+                     begin ? json_string(begin) : json_null(), "eos_token", tokenizer_piece(k, tokenizer_eos(k)));
+}
+
+static status write_tokenizer_config(const folder *f) {
+    bool pieces = strcmp(tokenizer_file_name(f->tokenizer), "tokenizer.model") == 0;
+    json_t *all = pieces ? pieces_config(f->tokenizer) : json_tokenizer_config(f->tokenizer);
+    json_object_set_new(all, "clean_up_tokenization_spaces", json_false());
+    json_object_set_new(all, "model_max_length", json_integer(f->trained->config.model.context));
+    return write_json(f, "tokenizer_config.json", all);
 }
 
 static status write_export(const folder *f) {
-    tokenizer *k = NULL;
-    if (f->tokenizer) TRY(tokenizer_load(&k, f->tokenizer));
-    status s = write_config_json(f, k);
-    if (s == STATUS_OK && k) s = write_tokenizer_config(f, k);
-    if (k) tokenizer_free(k);
-    if (s == STATUS_OK && f->trained->config.attention.variant == VARIANT_MLA_PREROPE)
-        s = write_text(f, "modeling_bulkhead.py", modeling_text, strlen(modeling_text));
-    return s == STATUS_OK ? write_weights(f, exported_place) : s;
+    TRY(write_config_json(f));
+    if (f->tokenizer) TRY(write_tokenizer_config(f));
+    if (f->trained->config.attention.variant == VARIANT_MLA_PREROPE)
+        TRY(write_text(f, "modeling_bulkhead.py", modeling_text, strlen(modeling_text)));
+    return write_weights(f, exported_place);
 }
 
 status portable_export(const trained *t, const char *tokenizer_file, const char *path) {
-    folder f = {.trained = t, .path = path, .tokenizer = tokenizer_file};
+    folder f = {.trained = t, .path = path, .tokenizer_file = tokenizer_file};
     TRY(check_exportable(&t->config));
     return make(&f, write_export);
 }
@@ -291,24 +308,25 @@ static char *quoted_path(const folder *f, const char *name) {
 }
 
 static status write_config_yaml(const folder *f) {
-    char *text = NULL, *weights = quoted_path(f, "model.safetensors"), *pieces = quoted_path(f, "tokenizer.model");
+    const char *name = f->tokenizer ? tokenizer_file_name(f->tokenizer) : "";
+    char *text = NULL, *weights = quoted_path(f, "model.safetensors"), *tokens = quoted_path(f, name);
     size_t bytes = 0;
     yaml y = {.out = open_memstream(&text, &bytes)};
     status s = y.out ? STATUS_OK : out_of_memory();
-    if (!weights || !pieces) s = status_fail(STATUS_IO, "the path of %s cannot be put into config.yaml", f->path);
+    if (!weights || !tokens) s = status_fail(STATUS_IO, "the path of %s cannot be put into config.yaml", f->path);
     if (s == STATUS_OK) {
         fprintf(y.out,
                 "# The model as it came. To go on with its training: bulkhead train THIS --set data.train=SHARDS,\n"
                 "# made with its own tokenizer, and the keys of section train.\n");
         config_visit(&f->trained->config, add_key, &y);
         fprintf(y.out, "train:\n  init_from: %s\n", weights);
-        if (f->tokenizer) fprintf(y.out, "data:\n  tokenizer: %s\n", pieces);
+        if (f->tokenizer) fprintf(y.out, "data:\n  tokenizer: %s\n", tokens);
     }
     if (y.out && fclose(y.out) != 0 && s == STATUS_OK) s = out_of_memory();
     if (s == STATUS_OK) s = write_text(f, "config.yaml", text, bytes);
     free(text);
     free(weights);
-    free(pieces);
+    free(tokens);
     return s;
 }
 
@@ -318,6 +336,6 @@ static status write_import(const folder *f) {
 }
 
 status portable_import(const trained *t, const char *tokenizer_file, const char *path) {
-    folder f = {.trained = t, .path = path, .tokenizer = tokenizer_file};
+    folder f = {.trained = t, .path = path, .tokenizer_file = tokenizer_file};
     return make(&f, write_import);
 }

@@ -11,7 +11,8 @@
 #include <sys/stat.h>
 
 static const char WEIGHTS[] = "model.safetensors", CONFIG[] = "config.yaml", MANIFEST[] = "manifest.json",
-                  TOKENIZER[] = "tokenizer.model", FOREIGN[] = "config.json";
+                  FOREIGN[] = "config.json";
+static const char *const TOKENIZERS[] = {"tokenizer.model", "tokenizer.json"};
 
 /* ---- finding ---- */
 
@@ -145,12 +146,14 @@ static status find_tokenizer(const trained *t, char path[TRAINED_PATH_BYTES], da
         return STATUS_OK;
     }
     if (dataset_tokenizer(&t->config, path, info)) return STATUS_OK;
-    snprintf(path, TRAINED_PATH_BYTES, "%s/%s", t->folder, TOKENIZER);
-    if (file_exists(path)) return STATUS_OK;
+    for (int i = 0; i < 2; i++) {
+        snprintf(path, TRAINED_PATH_BYTES, "%s/%s", t->folder, TOKENIZERS[i]);
+        if (file_exists(path)) return STATUS_OK;
+    }
     return status_fail(STATUS_NO_INPUT,
                        "the tokenizer of %s is not found: neither data.tokenizer nor a dataset.json beside data.train "
                        "names one, and there is no %s; --tokenizer does",
-                       t->folder, TOKENIZER);
+                       t->folder, TOKENIZERS[0]);
 }
 
 status trained_tokenizer_file(const trained *t, char out[TRAINED_PATH_BYTES]) {

@@ -330,7 +330,7 @@ static void refusals_leave_nothing_behind(void **state) {
     bad.tokenizer = folder_path(&f, "missing.model");
     refuse(&f, &bad, STATUS_NO_INPUT, "missing.model");
     bad.tokenizer = path;
-    refuse(&f, &bad, STATUS_DATA, "no SentencePiece model");
+    refuse(&f, &bad, STATUS_DATA, "neither a SentencePiece model nor");
     bad = o;
     bad.out_dir = path;
     refuse(&f, &bad, STATUS_USAGE, "that is a file");

@@ -24,7 +24,7 @@ static const char help[] = "usage: bulkhead eval MODEL (--shards GLOB | --text F
                            "  --stride N         tokens that the window moves on; the default is its length.\n"
                            "                     Less gives each token more context and takes longer\n"
                            "  --batch N          windows at a time (8); it changes no result beyond rounding\n"
-                           "  --tokenizer FILE   a SentencePiece model; the default is that of the dataset\n"
+                           "  --tokenizer FILE   tokenizer.model or .json; the default is the dataset's\n"
                            "  --device D         auto, cpu or cuda; the default is the run's\n"
                            "  --threads N        of the CPU; the default is the number of cores\n"
                            "  --json             for programs\n"

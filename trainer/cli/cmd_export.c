@@ -6,8 +6,8 @@
 static const char help[] = "usage: bulkhead export MODEL -o FOLDER [--tokenizer FILE]\n"
                            "\n"
                            "Writes a trained model in Hugging Face's format: config.json, model.safetensors\n"
-                           "(fp32) and, where the run has a SentencePiece model, tokenizer.model. MODEL is a\n"
-                           "run's folder (its latest checkpoint), a checkpoint, or a folder with\n"
+                           "(fp32) and, where it is found, the tokenizer with tokenizer_config.json. MODEL\n"
+                           "is a run's folder (its latest checkpoint), a checkpoint, or a folder with\n"
                            "model.safetensors and config.yaml. FOLDER must not be there yet, or be empty.\n"
                            "\n"
                            "mha becomes a LlamaForCausalLM, mla-decoupled a DeepseekV3ForCausalLM whose\n"
@@ -17,7 +17,7 @@ static const char help[] = "usage: bulkhead export MODEL -o FOLDER [--tokenizer 
                            "other than 1e-6.\n"
                            "\n"
                            "  -o FOLDER          the folder to write\n"
-                           "  --tokenizer FILE   a SentencePiece model; the default is that of the dataset\n"
+                           "  --tokenizer FILE   tokenizer.model or .json; the default is the dataset's\n"
                            "\n"
                            "Exit codes: 0 done, 64 usage, 65 bad data, 66 no input, 74 I/O, 78 config.\n";
 

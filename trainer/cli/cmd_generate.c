@@ -25,7 +25,7 @@ static const char help[] = "usage: bulkhead generate MODEL [--prompt TEXT | --to
                            "  --top-k K          only among the K likeliest tokens; the default is all\n"
                            "  --top-p P          only the fewest that have the share P of probability (1)\n"
                            "  --seed S           another seed is another text (1)\n"
-                           "  --tokenizer FILE   a SentencePiece model; the default is that of the dataset\n"
+                           "  --tokenizer FILE   tokenizer.model or .json; the default is the dataset's\n"
                            "  --device D         auto, cpu or cuda; the default is the run's\n"
                            "  --threads N        of the CPU; the default is the number of cores\n"
                            "  --json             prompt, text, their tokens, what ended it, cache bytes\n"

@@ -7,7 +7,7 @@ static const char help[] = "usage: bulkhead import MODEL -o FOLDER [--tokenizer 
                            "\n"
                            "Makes of a folder in Hugging Face's format what `bulkhead train` goes on with:\n"
                            "FOLDER/model.safetensors with Bulkhead's names (fp32), FOLDER/config.yaml, which\n"
-                           "describes the model and starts from it, and tokenizer.model where there is one.\n"
+                           "describes the model and starts from it, and the tokenizer where there is one.\n"
                            "FOLDER must not be there yet, or be empty. Then:\n"
                            "`bulkhead train FOLDER/config.yaml --set data.train=... --set train.steps=...`\n"
                            "\n"
@@ -17,7 +17,7 @@ static const char help[] = "usage: bulkhead import MODEL -o FOLDER [--tokenizer 
                            "is taken too.\n"
                            "\n"
                            "  -o FOLDER          the folder to write\n"
-                           "  --tokenizer FILE   a SentencePiece model; the default is MODEL/tokenizer.model\n"
+                           "  --tokenizer FILE   tokenizer.model or .json; the default is that in MODEL\n"
                            "\n"
                            "Exit codes: 0 done, 64 usage, 65 bad data, 66 no input, 74 I/O.\n";
 

@@ -16,7 +16,7 @@ static const char help[] = "usage: bulkhead prepare INPUT... -o DIR [OPTION...]\
                            "\n"
                            "  -o, --output DIR    the folder to write\n"
                            "  --vocab N           train a SentencePiece model of N ids on the text (32000)\n"
-                           "  --tokenizer FILE    use this SentencePiece model instead\n"
+                           "  --tokenizer FILE    use this SentencePiece model or tokenizer.json instead\n"
                            "  --field NAME        the field of .jsonl that holds the text (text)\n"
                            "  --format F          text or jsonl, whatever the names say\n"
                            "  --documents HOW     of a text file: file, blank-lines (which separate them) or\n"
