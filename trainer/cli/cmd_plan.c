@@ -1,4 +1,5 @@
 /* bulkhead plan: what a run will need; starts nothing. */
+#include "core/shell.h"
 #include "trainer/cli/command.h"
 #include "trainer/cli/config_arguments.h"
 #include "trainer/plan.h"
@@ -6,7 +7,6 @@
 
 #include <stdio.h>
 #include <stdlib.h>
-#include <string.h>
 
 static const char help[] = "usage: bulkhead plan CONFIG [--set KEY=VALUE ...]\n"
                            "       bulkhead plan --keys [--json]\n"
@@ -20,26 +20,12 @@ static const char help[] = "usage: bulkhead plan CONFIG [--set KEY=VALUE ...]\n"
                            "\n"
                            "Exit codes: 0 done, 64 usage, 65 bad data, 66 no input, 78 config.\n";
 
-/* A word as a shell reads it back: in quotes where it holds anything but plain characters. */
-static void print_word(FILE *out, const char *word) {
-    static const char plain[] = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_./=,:@%+-";
-    bool quoted = !word[0] || word[strspn(word, plain)];
-    if (quoted) fputc('\'', out);
-    for (; *word; word++) {
-        if (*word == '\'')
-            fputs("'\\''", out);
-        else
-            fputc(*word, out);
-    }
-    if (quoted) fputc('\'', out);
-}
-
 static void print_command(FILE *out, const config_arguments *a) {
     fputs("bulkhead train ", out);
-    print_word(out, a->path);
+    shell_print_word(out, a->path);
     for (int i = 0; i < a->setting_count; i++) {
         fputs(" --set ", out);
-        print_word(out, a->settings[i]);
+        shell_print_word(out, a->settings[i]);
     }
 }
 
@@ -54,7 +40,7 @@ static status print_launch_lines(int world, const config_arguments *a) {
     printf("\nlaunch with\n  mpirun -n %d --bind-to none ", world);
     print_command(stdout, a);
     printf("\nor in a Slurm job\n  sbatch --ntasks=%d --wrap ", world);
-    print_word(stdout, srun);
+    shell_print_word(stdout, srun);
     fputs("\n(deploy/slurm has batch scripts that also save before the time limit, requeue and go on)\n", stdout);
     free(srun);
     return STATUS_OK;
