@@ -40,6 +40,25 @@ double findings_normal_quantile(double tail) {
     return 0.5 * (low + high);
 }
 
+/* P(|T| < t) by the angle atan(t / sqrt(df)). */
+static double student_inside(double angle, int df) {
+    double cosine = cos(angle), term = df % 2 ? cosine : 1, sum = 0;
+    for (int k = df % 2 ? 3 : 2; k <= df; k += 2) {
+        sum += term;
+        term *= cosine * cosine * (k - 1) / k;
+    }
+    return df % 2 ? 2 / PI * (angle + sin(angle) * sum) : sin(angle) * sum;
+}
+
+double findings_student_quantile(double tail, int df) {
+    double low = 0, high = PI / 2;
+    for (int i = 0; i < 200; i++) {
+        double angle = 0.5 * (low + high);
+        *(1 - student_inside(angle, df) > 2 * tail ? &low : &high) = angle;
+    }
+    return sqrt(df) * tan(0.5 * (low + high));
+}
+
 void findings_ranks(const double *x, int n, double *ranks) {
     for (int i = 0; i < n; i++) {
         int below = 0, same = 0;

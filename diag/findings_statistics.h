@@ -17,6 +17,10 @@ double findings_tracy_widom_threshold(double tail);
 /* z with Phi(z) = tail, 0 < tail <= 0.5. */
 double findings_normal_quantile(double tail);
 
+/* t with P(T > t) = tail for Student's t of df >= 1 degrees of freedom, 1e-6 <= tail < 0.5, to 1e-9 of its value
+ * (Abramowitz & Stegun 26.7.3, 26.7.4: finite sums, as df is whole). */
+double findings_student_quantile(double tail, int df);
+
 /* Ranks 1..n of x [n], smallest first, ties share their mean rank; infinities are the last. */
 void findings_ranks(const double *x, int n, double *ranks);
 

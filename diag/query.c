@@ -282,23 +282,35 @@ static status check_request(const query_request *r) {
     return STATUS_OK;
 }
 
-status query_run(const char *const *paths, int count, const query_request *request, FILE *out) {
-    const question *wanted = request->sql ? NULL : find_question(request->question);
-    if (!request->sql && !wanted)
+static status find_wanted(const query_request *request, const question **wanted) {
+    *wanted = request->sql ? NULL : find_question(request->question);
+    if (!request->sql && !*wanted)
         return status_fail(STATUS_USAGE, "there is no question \"%s\"; `bulkhead query --help` lists them",
                            request->question);
-    TRY(check_request(request));
-    table t = {0};
+    return check_request(request);
+}
+
+status query_ask(const char *const *paths, int count, const query_request *request, table *out) {
+    const question *wanted;
+    TRY(find_wanted(request, &wanted));
     status s = STATUS_OK;
-    bool layers = wanted && strcmp(wanted->name, "layers") == 0 && request->format == TABLE_ALIGNED;
     for (int i = 0; i < count && s == STATUS_OK; i++) {
         sqlite3 *db = NULL;
         s = reading_open(paths[i], &db);
         if (s == STATUS_OK && wanted) s = reading_check(paths[i], db);
         if (s == STATUS_OK)
-            s = ask(db, paths[i], wanted ? wanted->sql : request->sql, request, count > 1 ? paths[i] : NULL, &t);
+            s = ask(db, paths[i], wanted ? wanted->sql : request->sql, request, count > 1 ? paths[i] : NULL, out);
         sqlite3_close(db);
     }
+    return s;
+}
+
+status query_run(const char *const *paths, int count, const query_request *request, FILE *out) {
+    const question *wanted;
+    table t = {0};
+    TRY(find_wanted(request, &wanted));
+    status s = query_ask(paths, count, request, &t);
+    bool layers = wanted && strcmp(wanted->name, "layers") == 0 && request->format == TABLE_ALIGNED;
     if (s == STATUS_OK && layers)
         print_layers(&t, request, out);
     else if (s == STATUS_OK)

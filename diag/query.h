@@ -18,6 +18,9 @@ typedef struct query_request {
 const char *query_question_name(int index);
 const char *query_question_help(int index);
 
+/* Asks every database (or run folder); their rows come behind those that *out has. Failures as of query_run. */
+status query_ask(const char *const *paths, int count, const query_request *request, table *out);
+
 /* Asks every database (or run folder) and prints. NO_INPUT when one is missing, DATA when one is no database of ours,
  * USAGE for wrong SQL and SQL that would write. */
 status query_run(const char *const *paths, int count, const query_request *request, FILE *out);

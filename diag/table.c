@@ -47,17 +47,26 @@ static status read_cell(table_cell *to, sqlite3_stmt *q, int column) {
     return to->kind == CELL_TEXT && !to->text ? out_of_memory() : STATUS_OK;
 }
 
-status table_name_columns(table *t, sqlite3_stmt *q, const char *source) {
-    if (t->names) return STATUS_OK;
-    int extra = source ? 1 : 0, columns = sqlite3_column_count(q) + extra;
+status table_set_columns(table *t, const char *const *names, int columns) {
     t->names = calloc((size_t)columns + 1, sizeof(*t->names));
     if (!t->names) return out_of_memory();
     t->columns = columns;
     for (int i = 0; i < columns; i++) {
-        t->names[i] = strdup(i < extra ? "database" : sqlite3_column_name(q, i - extra));
+        t->names[i] = strdup(names[i]);
         if (!t->names[i]) return out_of_memory();
     }
     return STATUS_OK;
+}
+
+status table_name_columns(table *t, sqlite3_stmt *q, const char *source) {
+    if (t->names) return STATUS_OK;
+    int extra = source ? 1 : 0, columns = sqlite3_column_count(q) + extra;
+    const char **names = calloc((size_t)columns + 1, sizeof(*names));
+    if (!names) return out_of_memory();
+    for (int i = 0; i < columns; i++) names[i] = i < extra ? "database" : sqlite3_column_name(q, i - extra);
+    status s = table_set_columns(t, names, columns);
+    free(names);
+    return s;
 }
 
 static status make_room(table *t) {
@@ -70,16 +79,22 @@ static status make_room(table *t) {
     return STATUS_OK;
 }
 
+status table_new_row(table *t, table_cell **cells) {
+    TRY(make_room(t));
+    *cells = t->cells + (size_t)t->rows * (size_t)t->columns;
+    memset(*cells, 0, (size_t)t->columns * sizeof(**cells));
+    t->rows++;
+    return STATUS_OK;
+}
+
 status table_add(table *t, sqlite3_stmt *q, const char *source) {
     TRY(table_name_columns(t, q, source));
     int extra = source ? 1 : 0;
     if (sqlite3_column_count(q) + extra != t->columns)
         return status_fail(STATUS_DATA, "the databases answer with different columns: %d and %d", t->columns - extra,
                            sqlite3_column_count(q));
-    TRY(make_room(t));
-    table_cell *row = t->cells + (size_t)t->rows * (size_t)t->columns;
-    memset(row, 0, (size_t)t->columns * sizeof(*row));
-    t->rows++;
+    table_cell *row;
+    TRY(table_new_row(t, &row));
     if (source) {
         row->kind = CELL_TEXT;
         row->text = strdup(source);

@@ -32,6 +32,11 @@ status table_add(table *t, struct sqlite3_stmt *q, const char *source);
 /* Names the columns where no row has. */
 status table_name_columns(table *t, struct sqlite3_stmt *q, const char *source);
 
+/* For rows that come from no statement: names the columns, then adds a row of NULL cells, which the caller fills; a
+ * text is malloc'ed and becomes the table's. */
+status table_set_columns(table *t, const char *const *names, int columns);
+status table_new_row(table *t, table_cell **cells);
+
 /* The cell of the column of that name; a NULL cell when there is none. */
 const table_cell *table_cell_at(const table *t, int row, const char *name);
 

@@ -19,6 +19,17 @@ static void thresholds_solve_their_equations(void **state) {
     check_near(findings_normal_quantile(0.025), -1.959963984540054, 1e-9);
 }
 
+/* Closed forms at one, two and four degrees of freedom (Shaw 2006), and the normal's limit. */
+static void student_quantiles_solve_their_equations(void **state) {
+    for (double tail = 0.4; tail > 1e-6; tail /= 3) {
+        double p = 1 - tail, alpha = 4 * p * (1 - p), q = cos(acos(sqrt(alpha)) / 3) / sqrt(alpha);
+        check_near(findings_student_quantile(tail, 1) * tan(M_PI * tail), 1, 1e-9);
+        check_near(findings_student_quantile(tail, 2) / ((2 * p - 1) * sqrt(2 / alpha)), 1, 1e-9);
+        check_near(findings_student_quantile(tail, 4) / (2 * sqrt(q - 1)), 1, 1e-9);
+    }
+    check_near(findings_student_quantile(0.025, 100000), 1.959963984540054, 1e-4);
+}
+
 static void ranks_share_ties(void **state) {
     const double x[] = {30, INFINITY, 10, 30, INFINITY, 20}, want[] = {3.5, 5.5, 1, 3.5, 5.5, 2};
     double ranks[6];
@@ -166,6 +177,7 @@ static void what_neighbours_share_is_found(void **state) {
 
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test(thresholds_solve_their_equations),
+    cmocka_unit_test(student_quantiles_solve_their_equations),
     cmocka_unit_test(ranks_share_ties),
     cmocka_unit_test(holm_steps_down),
     cmocka_unit_test(signs_are_counted_exactly),
