@@ -210,6 +210,39 @@ class Arrays(Slurm):
                 self.assertEqual(self.ask(run, "SELECT count(*), max(step) FROM train_metrics"), [(end, end)])
 
 
+class Sweeps(Slurm):
+    def test_a_sweep_is_an_array_whose_tasks_have_turns(self):
+        """Warned, a task comes again and goes on; told to end, it does not, and the sweep itself goes on with its run."""
+        self.endless()
+        with open(self.path("study.yaml"), "w") as f:
+            f.write(f"config: config.yaml\nfolder: {self.path('out')}\ngrid: {{run.seed: [1, 2]}}\n")
+        sweep = ("sweep", self.path("study.yaml"))
+        self.assertEqual(self.bulkhead(*sweep, "--slurm", "--jobs", "2").returncode, 0)
+        array = self.cluster.run("sbatch", "--parsable", f"--chdir={SOURCES}", "--overcommit", "--cpus-per-task=1",
+                                 self.path("out", "array.sbatch")).strip()
+        runs = [os.path.join("out", f"seed{seed}") for seed in (1, 2)]
+        for run in runs:
+            self.trains(run)
+        self.partition("DOWN")
+        self.cluster.run("scancel", "--batch", "--signal=USR1", f"{array}_1")
+        self.cluster.run("scancel", "--batch", "--signal=TERM", f"{array}_2")
+        self.reaches(f"{array}_1", "PENDING")
+        self.assertEqual(self.reaches(f"{array}_2", "FAILED")["ExitCode"], "75:0", self.said("out/slurm-2.out"))
+        end = max(map(self.latest, runs)) + MORE_STEPS
+        for run in runs:
+            self.assertEqual(self.ask(run, "SELECT status FROM runs"), [("interrupted",)])
+        self.endless(steps=end)
+        self.partition("UP")
+        done = self.reaches(f"{array}_1", "COMPLETED", "FAILED")
+        self.assertEqual((done["ExitCode"], done["Restarts"]), ("0:0", "1"), self.said("out/slurm-1.out"))
+        rest = self.bulkhead(*sweep)
+        self.assertEqual(rest.returncode, 0, rest.stderr)
+        self.assertIn("2 runs: 1 done, 0 failed before, 1 to do", rest.stderr)
+        for run in runs:
+            self.assertEqual(self.ask(run, "SELECT exit_code FROM sessions ORDER BY attempt"), [(75,), (0,)])
+            self.assertEqual(self.ask(run, "SELECT count(*), max(step) FROM train_metrics"), [(end, end)])
+
+
 class Nodes(Slurm):
     def setUp(self):
         self.hosts = hosts.TwoHosts()

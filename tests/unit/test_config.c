@@ -507,6 +507,7 @@ static void shipped_configs(void **state) {
     assert_true(found.gl_pathc >= 6);
     for (size_t i = 0; i < found.gl_pathc; i++) {
         config c;
+        if (strcmp(strrchr(found.gl_pathv[i], '/'), "/sweep.yaml") == 0) continue; /* a sweep: test_sweep */
         status_clear();
         check_status(config_load(&c, found.gl_pathv[i], NULL, 0), STATUS_OK);
         config_free(&c);
