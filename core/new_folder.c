@@ -1,10 +1,11 @@
+#define _GNU_SOURCE /* nftw */
 #include "core/new_folder.h"
 
 #include "core/file.h"
 
 #include <dirent.h>
 #include <errno.h>
-#include <fcntl.h>
+#include <ftw.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -58,13 +59,14 @@ status new_folder_make(char **partial, const char *path) {
     return STATUS_OK;
 }
 
+static int remove_entry(const char *path, const struct stat *st, int kind, struct FTW *place) {
+    remove(path);
+    return 0;
+}
+
 void new_folder_discard(char *partial) {
-    DIR *d = partial ? opendir(partial) : NULL;
-    if (d) {
-        for (struct dirent *entry; (entry = readdir(d));) unlinkat(dirfd(d), entry->d_name, 0);
-        closedir(d);
-        rmdir(partial);
-    }
+    enum { OPEN_AT_ONCE = 8 };
+    if (partial) nftw(partial, remove_entry, OPEN_AT_ONCE, FTW_DEPTH | FTW_PHYS);
     free(partial);
 }
 

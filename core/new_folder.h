@@ -1,5 +1,5 @@
 /* A folder of results that appears under its name when it is whole: made beside it under a name of its own, renamed at
- * the end. It holds files, no folders. */
+ * the end. */
 #pragma once
 
 #include "core/status.h"

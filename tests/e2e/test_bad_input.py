@@ -186,7 +186,7 @@ class Usage(harness.RunTest):
         self.assertEqual(code, 0)
         commands = [line.split()[0] for line in out.splitlines() if line.startswith("  ")]
         self.assertEqual(commands, ["prepare", "plan", "train", "sweep", "merge", "query", "findings", "report", "analyze",
-                                    "eval", "generate", "export", "import", "version"])
+                                    "eval", "generate", "export", "import", "convert", "version"])
         for command in commands:
             code, out, err = self.run_alone(command, "--help")
             self.assertEqual((code, err), (0, ""), command)

@@ -1,0 +1,51 @@
+/* bulkhead convert: files of one kind into another's. */
+#include "trainer/cli/command.h"
+#include "trainer/convert.h"
+
+#include <getopt.h>
+
+static const char help[] = "usage: bulkhead convert IN... -o OUT [--to FORMAT]\n"
+                           "\n"
+                           "Makes of files what other programs read. Models are not its business:\n"
+                           "`bulkhead export` and `bulkhead import` are between ours and Hugging Face's.\n"
+                           "\n"
+                           "Run databases, finished or being written, into a new folder:\n"
+                           "  csv            a file a table and schema.json (also without --to)\n"
+                           "  tensorboard    event files: curves, singular values as histograms\n"
+                           "  mlflow         MLflow's file store: mlflow ui --backend-store-uri OUT\n"
+                           "\n"
+                           "  -o, --output OUT    the file or folder to write\n"
+                           "  --to FORMAT         one of the above\n"
+                           "\n"
+                           "Exit codes: 0 done, 64 usage, 65 bad data, 66 no input, 74 I/O.\n";
+
+status cmd_convert(int argc, char **argv) {
+    static const struct option options[] = {{"output", required_argument, NULL, 'o'},
+                                            {"to", required_argument, NULL, 't'},
+                                            {"help", no_argument, NULL, 'h'},
+                                            {NULL, 0, NULL, 0}};
+    convert_request r = {0};
+    optind = 1;
+    opterr = 0;
+    for (int option; (option = getopt_long(argc, argv, ":ho:", options, NULL)) != -1;) {
+        switch (option) {
+        case 'o':
+            r.output = optarg;
+            break;
+        case 't':
+            r.to = optarg;
+            break;
+        case 'h':
+            fputs(help, stdout);
+            return STATUS_OK;
+        default:
+            return command_bad_option(argv, option);
+        }
+    }
+    r.inputs = (const char *const *)argv + optind;
+    r.count = argc - optind;
+    if (r.count == 0)
+        return status_fail(STATUS_USAGE, "nothing to convert; `bulkhead convert --help` says what can be");
+    if (!r.output) return status_fail(STATUS_USAGE, "no output; name a file or folder behind -o");
+    return convert_run(&r, stdout);
+}

@@ -1,0 +1,129 @@
+#include "trainer/convert.h"
+
+#include "core/file.h"
+#include "diag/formats.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+/* ---- what the inputs are ---- */
+
+typedef enum kind { KIND_DATABASE, KIND_MODEL } kind;
+static const char *const kind_names[] = {"a run's database", "a model"};
+
+static bool holds(const char *folder, const char *name) {
+    char *path = file_join(folder, name);
+    bool there = path && file_exists(path);
+    free(path);
+    return there;
+}
+
+static bool is_model(const char *folder) {
+    static const char *const names[] = {"manifest.json", "config.json", "model.safetensors"};
+    for (size_t i = 0; i < sizeof names / sizeof *names; i++)
+        if (holds(folder, names[i])) return true;
+    return false;
+}
+
+static status unknown(const char *path) {
+    return status_fail(STATUS_DATA, "%s is nothing that this converts; `bulkhead convert --help` says what it does",
+                       path);
+}
+
+static status kind_of_folder(const char *path, kind *out) {
+    if (!holds(path, "run.db") && !is_model(path)) return unknown(path);
+    *out = holds(path, "run.db") ? KIND_DATABASE : KIND_MODEL;
+    return STATUS_OK;
+}
+
+/* By a file's first bytes. */
+static status kind_of_file(const char *path, kind *out) {
+    static const char database[] = "SQLite format 3";
+    char start[sizeof database] = {0};
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    ssize_t got = fd < 0 ? -1 : read(fd, start, sizeof start);
+    if (fd >= 0) close(fd);
+    if (got < 0) return status_fail(STATUS_NO_INPUT, "cannot read %s: %s", path, strerror(errno));
+    if (memcmp(start, database, sizeof database) != 0) return unknown(path);
+    *out = KIND_DATABASE;
+    return STATUS_OK;
+}
+
+static status kind_of(const char *path, kind *out) {
+    struct stat st;
+    if (stat(path, &st) != 0) return status_fail(STATUS_NO_INPUT, "cannot read %s: %s", path, strerror(errno));
+    return S_ISDIR(st.st_mode) ? kind_of_folder(path, out) : kind_of_file(path, out);
+}
+
+static status kind_of_all(const convert_request *r, kind *out) {
+    TRY(kind_of(r->inputs[0], out));
+    for (int i = 1; i < r->count; i++) {
+        kind other;
+        TRY(kind_of(r->inputs[i], &other));
+        if (other != *out)
+            return status_fail(STATUS_USAGE, "%s is %s, %s is %s; convert one kind at a time", r->inputs[0],
+                               kind_names[*out], r->inputs[i], kind_names[other]);
+    }
+    if (*out != KIND_MODEL) return STATUS_OK;
+    return status_fail(STATUS_USAGE,
+                       "%s is a model: `bulkhead export` writes Hugging Face's format, `bulkhead import` reads it",
+                       r->inputs[0]);
+}
+
+/* ---- what they become ---- */
+
+static status to_formats(const convert_request *r, formats_kind to, FILE *out) {
+    formats_counts counts;
+    TRY(formats_write(r->inputs, r->count, to, r->output, &counts));
+    fprintf(out, "%s: %d run%s, %" PRId64 " %s in %" PRId64 " file%s\n", r->output, counts.runs,
+            counts.runs == 1 ? "" : "s", counts.values, to == FORMATS_CSV ? "rows" : "points", counts.files,
+            counts.files == 1 ? "" : "s");
+    return STATUS_OK;
+}
+
+static status to_csv(const convert_request *r, FILE *out) {
+    return to_formats(r, FORMATS_CSV, out);
+}
+static status to_tensorboard(const convert_request *r, FILE *out) {
+    return to_formats(r, FORMATS_TENSORBOARD, out);
+}
+static status to_mlflow(const convert_request *r, FILE *out) {
+    return to_formats(r, FORMATS_MLFLOW, out);
+}
+
+static const struct conversion {
+    kind from;
+    const char *to;
+    status (*run)(const convert_request *r, FILE *out);
+} conversions[] = {
+    {KIND_DATABASE, "csv", to_csv},
+    {KIND_DATABASE, "tensorboard", to_tensorboard},
+    {KIND_DATABASE, "mlflow", to_mlflow},
+};
+enum { CONVERSIONS = sizeof conversions / sizeof *conversions };
+
+static status no_conversion(const convert_request *r, kind from) {
+    char known[256] = "";
+    for (int i = 0; i < CONVERSIONS; i++) {
+        if (conversions[i].from != from) continue;
+        if (known[0]) strcat(known, ", ");
+        strcat(known, conversions[i].to);
+    }
+    return status_fail(STATUS_USAGE, "--to %s: %s is %s, which becomes %s", r->to, r->inputs[0], kind_names[from],
+                       known);
+}
+
+status convert_run(const convert_request *r, FILE *out) {
+    kind from;
+    TRY(kind_of_all(r, &from));
+    for (int i = 0; i < CONVERSIONS; i++)
+        if (conversions[i].from == from && (!r->to || strcmp(r->to, conversions[i].to) == 0))
+            return conversions[i].run(r, out);
+    return no_conversion(r, from);
+}
