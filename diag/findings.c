@@ -20,13 +20,21 @@ static status out_of_memory(void) {
 
 /* ---------------------------------------------------------------- as JSON */
 
-static json_t *run_json(const findings_run *r) {
+static const findings_layer *layers_of(const findings_verdicts *v, const findings_run *r) {
+    for (int i = 0; i < v->variant_count; i++)
+        for (int k = 0; k < v->variants[i].count; k++)
+            if (v->variants[i].runs[k] == r) return v->variants[i].cells[k];
+    return NULL;
+}
+
+static json_t *run_json(const findings_verdicts *v, const findings_run *r) {
     json_t *j = json_object();
-    findings_put(j, "run", json_string(r->name));
-    findings_put(j, "database", json_string(r->database));
-    findings_put(j, "variant", json_string(r->variant));
+    const findings_layer *layers = layers_of(v, r);
+    findings_put(j, "run", json_text(r->name));
+    findings_put(j, "database", json_text(r->database));
+    findings_put(j, "variant", json_text(r->variant));
     findings_put(j, "seed", r->has_seed ? json_integer(r->seed) : json_null());
-    findings_put(j, "status", json_string(r->status));
+    findings_put(j, "status", json_text(r->status));
     findings_put(j, "layers", json_integer(r->layers));
     findings_put(j, "heads", json_integer(r->heads));
     findings_put(j, "planned", json_integer(r->planned));
@@ -34,16 +42,18 @@ static json_t *run_json(const findings_run *r) {
     findings_put(j, "missed", json_integer(r->missed));
     findings_put(j, "without_null", json_integer(r->without_null));
     findings_put(j, "judged", json_string(r->rejected ? "rejected" : r->excluded[0] ? "no" : "yes"));
-    findings_put(j, "why", r->excluded[0] ? json_string(r->excluded) : json_null());
+    findings_put(j, "why", r->excluded[0] ? json_text(r->excluded) : json_null());
+    if (layers) findings_put_events(j, r, layers, false);
     return j;
 }
 
 static json_t *finding_json(const finding *f) {
     json_t *j = json_object(), *tests = json_array();
     findings_put(j, "finding", json_string(f->name));
-    findings_put(j, "variant", json_string(f->variant));
+    findings_put(j, "variant", json_text(f->variant));
     findings_put(j, "verdict", json_string(verdict_words[f->verdict]));
-    findings_put(j, "reason", f->reason[0] ? json_string(f->reason) : json_null());
+    findings_put(j, "reason", f->reason[0] ? json_text(f->reason) : json_null());
+    findings_put(j, "wants_seeds", json_boolean(f->wants_seeds));
     for (int i = 0; i < f->tests; i++) {
         json_t *test = json_object();
         findings_put(test, "against", f->test[i].against ? json_string(f->test[i].against) : json_null());
@@ -76,7 +86,7 @@ static json_t *study_json(const findings_verdicts *v, const findings_request *re
 
 static json_t *to_json(const findings_verdicts *v, const findings_request *request) {
     json_t *all = json_object(), *runs = json_array(), *findings = json_array();
-    for (int i = 0; i < v->study->count; i++) json_array_append_new(runs, run_json(&v->study->runs[i]));
+    for (int i = 0; i < v->study->count; i++) json_array_append_new(runs, run_json(v, &v->study->runs[i]));
     for (int i = 0; i < v->count; i++) json_array_append_new(findings, finding_json(&v->findings[i]));
     findings_put(all, "study", study_json(v, request));
     findings_put(all, "runs", runs);
@@ -204,16 +214,16 @@ static void print_finding(FILE *out, const json_t *f) {
     }
 }
 
-static void print_for_people(FILE *out, const json_t *all, const findings_verdicts *v) {
+static void print_for_people(FILE *out, const json_t *all) {
     size_t i;
-    json_t *one;
+    json_t *one, *study = json_object_get(all, "study");
     fputs("study\n", out);
-    print_numbers(out, json_object_get(all, "study"));
+    print_numbers(out, study);
     fprintf(
         out,
         "  M = sum of layers x heads x planned snapshots; an onset needs tw_score >= %.4g and an excess over the null "
         "of theta.\n",
-        v->study->threshold);
+        json_number_value(json_object_get(study, "tw_threshold")));
     json_array_foreach(json_object_get(all, "runs"), i, one) if (text_of(one, "why")[0])
         fprintf(out, "  %s %s (%s): %s\n",
                 strcmp(text_of(one, "judged"), "rejected") == 0 ? "rejected:" : "not judged:", text_of(one, "run"),
@@ -223,34 +233,38 @@ static void print_for_people(FILE *out, const json_t *all, const findings_verdic
 
 /* ---------------------------------------------------------------- the door */
 
-static status print(const findings_verdicts *v, const findings_request *request, FILE *out) {
-    json_t *all = to_json(v, request);
-    if (!all) return out_of_memory();
-    if (request->json) {
-        if (json_dumpf(all, out, JSON_INDENT(1) | JSON_PRESERVE_ORDER | JSON_REAL_PRECISION(17)) != 0) {
-            json_decref(all);
-            return status_fail(STATUS_IO, "the findings could not be written");
-        }
-        fputc('\n', out);
-    } else {
-        print_for_people(out, all, v);
+static status print(const json_t *all, const findings_request *request, FILE *out) {
+    if (!request->json) {
+        print_for_people(out, all);
+        return STATUS_OK;
     }
-    json_decref(all);
+    if (json_dumpf(all, out, JSON_INDENT(1) | JSON_REAL_PRECISION(17)) != 0)
+        return status_fail(STATUS_IO, "the findings could not be written");
+    fputc('\n', out);
     return STATUS_OK;
 }
 
-status findings_report(const char *const *paths, int count, const findings_request *request, FILE *out) {
+status findings_json(const char *const *paths, int count, const findings_request *request, json_t **out) {
     findings_study study = {0};
     findings_verdicts verdicts = {0};
     status result = STATUS_OK;
+    *out = NULL;
     for (int i = 0; i < count && result == STATUS_OK; i++) result = findings_read(&study, paths[i]);
     if (result == STATUS_OK && study.count == 0) result = status_fail(STATUS_DATA, "%s holds no run", paths[0]);
     if (result == STATUS_OK) {
         findings_prepare(&study);
         result = findings_judge(&study, request->theta, request->alpha, &verdicts);
     }
-    if (result == STATUS_OK) result = print(&verdicts, request, out);
+    if (result == STATUS_OK && !(*out = to_json(&verdicts, request))) result = out_of_memory();
     findings_verdicts_free(&verdicts);
     findings_study_free(&study);
+    return result;
+}
+
+status findings_report(const char *const *paths, int count, const findings_request *request, FILE *out) {
+    json_t *all = NULL;
+    TRY(findings_json(paths, count, request, &all));
+    status result = print(all, request, out);
+    json_decref(all);
     return result;
 }

@@ -29,6 +29,7 @@ static bool comparable(finding *f, const findings_variant *of, int least_layers)
                  LEAST_SEEDS, of->excluded);
     else if (of->layers < least_layers)
         snprintf(f->reason, sizeof f->reason, "%d layers of at least %d", of->layers, least_layers);
+    f->wants_seeds = !of->unfit[0] && of->count < LEAST_SEEDS;
     return f->reason[0] == '\0';
 }
 
@@ -294,6 +295,7 @@ static findings_answer judge_pairing(findings_verdicts *v, finding *f, const pai
                  p->other_shape ? "%s: models or planned snapshots differ (%d seeds of at least %d)"
                                 : "%s: %d seeds in common of at least %d",
                  base->name, p->seeds, LEAST_SEEDS);
+        f->wants_seeds |= !p->other_shape;
         return FINDINGS_UNKNOWN;
     }
     double p_lower = findings_sign_flip(p->lower, p->seeds, base->name), mean = 0;
@@ -319,6 +321,7 @@ static status judge_baseline(findings_verdicts *v, finding *f, const findings_va
     if (!base || base->unfit[0] || base->count == 0) {
         snprintf(f->reason, sizeof f->reason, "%s: %s", name,
                  base && base->unfit[0] ? base->unfit : "no run of it can be judged");
+        f->wants_seeds |= !base || !base->unfit[0];
         return STATUS_OK;
     }
     size_t most = (size_t)of->count * (size_t)base->count + 1;
@@ -378,6 +381,9 @@ status findings_judge_prevention(findings_verdicts *v) {
     }
     findings_put(f->numbers, "baselines", rows);
     f->verdict = all;
-    if (all != FINDINGS_UNKNOWN) f->reason[0] = '\0';
+    if (all != FINDINGS_UNKNOWN) {
+        f->reason[0] = '\0';
+        f->wants_seeds = false;
+    }
     return result;
 }

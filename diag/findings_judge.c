@@ -114,22 +114,27 @@ static bool no_runs(finding *f, const findings_variant *of) {
     return true;
 }
 
-/* A row a run: steps and heads by layer, null where the layer has no such event. */
+void findings_put_events(json_t *to, const findings_run *r, const findings_layer *layers, bool collapse) {
+    json_t *steps = json_array(), *heads = json_array();
+    for (int l = 0; l < r->layers; l++) {
+        findings_event e = event_of(&layers[l], collapse);
+        bool there = e.happened == FINDINGS_YES;
+        json_array_append_new(steps, there ? json_integer(r->steps[e.snapshot]) : json_null());
+        json_array_append_new(heads, there ? json_integer(e.head) : json_null());
+    }
+    findings_put(to, "steps_by_layer", steps);
+    findings_put(to, "heads_by_layer", heads);
+}
+
+/* A row a run. */
 static json_t *event_rows(const findings_variant *of, bool collapse) {
     json_t *rows = json_array();
     for (int i = 0; i < of->count; i++) {
         const findings_run *r = of->runs[i];
-        json_t *row = json_object(), *steps = json_array(), *heads = json_array();
-        for (int l = 0; l < r->layers; l++) {
-            findings_event e = event_of(&of->cells[i][l], collapse);
-            bool there = e.happened == FINDINGS_YES;
-            json_array_append_new(steps, there ? json_integer(r->steps[e.snapshot]) : json_null());
-            json_array_append_new(heads, there ? json_integer(e.head) : json_null());
-        }
-        findings_put(row, "run", json_string(r->name));
+        json_t *row = json_object();
+        findings_put(row, "run", json_text(r->name));
         findings_put(row, "seed", r->has_seed ? json_integer(r->seed) : json_null());
-        findings_put(row, "steps_by_layer", steps);
-        findings_put(row, "heads_by_layer", heads);
+        findings_put_events(row, r, of->cells[i], collapse);
         json_array_append_new(rows, row);
     }
     return rows;
@@ -274,7 +279,7 @@ static const char *word(findings_answer a) {
 static json_t *persistence_row(const findings_run *r, int layer, const findings_layer *cell) {
     const findings_persistence *p = &cell->persistence;
     json_t *row = json_object();
-    findings_put(row, "run", json_string(r->name));
+    findings_put(row, "run", json_text(r->name));
     findings_put(row, "layer", json_integer(layer));
     findings_put(row, "head", json_integer(cell->onset.head));
     findings_put(row, "onset_step", json_integer(r->steps[cell->onset.snapshot]));

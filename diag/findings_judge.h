@@ -15,6 +15,7 @@ typedef struct finding {
     const char *name, *variant;
     findings_answer verdict; /* UNKNOWN: undetermined */
     char reason[240];        /* why it is undetermined, or what it stands on; "" where there is nothing to say */
+    bool wants_seeds;        /* undetermined since there are too few runs that differ by seed */
     int tests;               /* hypotheses that it adds to the study's family; all must be rejected */
     struct {
         const char *against; /* the baseline; NULL: none */
@@ -53,6 +54,10 @@ void findings_verdicts_free(findings_verdicts *v);
 
 /* A new finding at the end of the list; NULL: out of memory. Valid until the next. */
 finding *findings_add(findings_verdicts *v, const char *name, const char *variant);
+
+/* Adds steps_by_layer and heads_by_layer, null where the layer has no such event or none is known: of the run's onsets,
+ * or collapses. */
+void findings_put_events(json_t *to, const findings_run *r, const findings_layer *layers, bool collapse);
 
 /* Those that compare seeds (findings_compare.c). */
 status findings_judge_propagation(findings_verdicts *v, const findings_variant *of);

@@ -126,6 +126,10 @@ class Findings(data.FindingsTest):
         for variant in VARIANTS:
             mine = [r for r in runs if r["variant"] == variant]
             self.check_layers(answer, variant, mine, u, z_limit, theta)
+            events = [data.onsets(r, u, theta) for r in mine]
+            told = [next(row for row in answer["runs"] if row["run"] == r["name"]) for r in mine]
+            self.assertEqual([row["steps_by_layer"] for row in told], [[None if e is None else int(r["steps"][e[0]]) for e in es] for r, es in zip(mine, events)])
+            self.assertEqual([row["heads_by_layer"] for row in told], [[None if e is None else e[1] for e in es] for es in events])
             self.check_persistence(answer, variant, mine, u, theta)
             self.check_comparisons(answer, variant, mine, u, z_limit, theta)
         listed = [t for f in answer["findings"] for t in f["tests"]]
@@ -328,10 +332,13 @@ class Findings(data.FindingsTest):
         self.assertEqual(self.prevention(loss=3.02)["verdict"], "found")
         self.assertEqual(self.prevention(loss=3.04)["verdict"], "not found")
         self.assertEqual(self.prevention(sd=0.07)["verdict"], "not found")
-        self.assertIn("5 seeds", self.prevention(seeds=5)["reason"])
+        five = self.prevention(seeds=5)
+        self.assertIn("5 seeds", five["reason"])
+        self.assertTrue(five["wants_seeds"])
         six = self.prevention(seeds=6)  # 1/64 is the least p, and four tests share 0.05
         self.assertEqual((six["verdict"], six["tests"][0]["p"], six["tests"][0]["p_holm"]), ("not found", 1 / 64, 4 / 64))
         self.assertIn("Holm", six["reason"])
+        self.assertFalse(six["wants_seeds"])
 
     # ------------------------------------------------------------ the command
 
