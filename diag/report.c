@@ -16,6 +16,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Codes of singular values: of all runs, and of one. */
+enum { ESD_BYTES = 1600000, MOST_ESD_BYTES = 150000 };
+
 typedef struct page {
     file_writer file;
     report_counts counts;
@@ -99,11 +102,11 @@ static int put_json(const char *text, size_t bytes, void *user) {
 }
 
 static status put_value(page *p, const json_t *value) {
-    if (json_dump_callback(value, put_json, p, JSON_COMPACT) == 0) return STATUS_OK;
+    if (json_dump_callback(value, put_json, p, JSON_COMPACT | JSON_ENCODE_ANY) == 0) return STATUS_OK;
     return out_of_memory(); /* where writing failed, its message is the first and stays */
 }
 
-static status put_request(page *p, const report_request *r) {
+static status put_request(page *p, const report_request *r, const json_t *findings) {
     json_t *columns = json_array(), *head = json_object();
     for (int i = 0; i < REPORT_COLUMNS && r->columns[i]; i++)
         json_array_append_new(columns, json_string(r->columns[i]));
@@ -114,6 +117,8 @@ static status put_request(page *p, const report_request *r) {
     status result = put(p, "{\"request\":", 11);
     if (result == STATUS_OK) result = put_value(p, head);
     json_decref(head);
+    if (result == STATUS_OK) result = put(p, ",\"findings\":", 12);
+    if (result == STATUS_OK) result = put_value(p, findings);
     return result == STATUS_OK ? put(p, ",\"runs\":[", 9) : result;
 }
 
@@ -134,9 +139,9 @@ static status note_run(page *p, const char *uuid, bool *known) {
     return STATUS_OK;
 }
 
-static status put_run(page *p, sqlite3 *db, const char *path, int64_t run_id, const report_request *r) {
+static status put_run(page *p, const report_source *from) {
     json_t *run = NULL;
-    TRY(report_run(db, path, run_id, r, &run));
+    TRY(report_run(from, &run));
     status result = p->counts.runs > 1 ? put(p, ",\n", 2) : STATUS_OK;
     if (result == STATUS_OK) result = put_value(p, run);
     json_decref(run);
@@ -144,8 +149,9 @@ static status put_run(page *p, sqlite3 *db, const char *path, int64_t run_id, co
 }
 
 /* One transaction: a live run's tables are read as of one moment. */
-static status put_runs(page *p, sqlite3 *db, const char *path, const report_request *r) {
+static status put_runs(page *p, sqlite3 *db, const char *path, const report_request *r, int64_t esd_bytes) {
     sqlite3_stmt *q = NULL;
+    report_source from = {.db = db, .path = path, .request = r, .esd_bytes = esd_bytes};
     int rc = sqlite3_exec(db, "BEGIN", NULL, NULL, NULL);
     if (rc == SQLITE_OK) rc = sqlite3_prepare_v2(db, "SELECT run_id, uuid FROM runs ORDER BY run_id", -1, &q, NULL);
     if ((rc & 0xff) == SQLITE_ERROR)
@@ -158,24 +164,58 @@ static status put_runs(page *p, sqlite3 *db, const char *path, const report_requ
         if (step != SQLITE_ROW) rc = step;
         if (rc != SQLITE_OK) break;
         result = note_run(p, (const char *)sqlite3_column_text(q, 1), &known);
-        if (result == STATUS_OK && !known) result = put_run(p, db, path, sqlite3_column_int64(q, 0), r);
+        from.run_id = sqlite3_column_int64(q, 0);
+        if (result == STATUS_OK && !known) result = put_run(p, &from);
     }
     sqlite3_finalize(q);
     return rc == SQLITE_OK ? result : reading_failure(path, db, rc);
 }
 
-static status put_database(page *p, const char *path, const report_request *r) {
+static status put_database(page *p, const char *path, const report_request *r, int64_t esd_bytes) {
     sqlite3 *db = NULL;
     TRY(reading_open(path, &db));
     status result = reading_check(path, db);
-    if (result == STATUS_OK) result = put_runs(p, db, path, r);
+    if (result == STATUS_OK) result = put_runs(p, db, path, r, esd_bytes);
     sqlite3_close(db);
     return result;
 }
 
+static status count_runs(const char *path, int64_t *runs) {
+    sqlite3 *db = NULL;
+    sqlite3_stmt *q = NULL;
+    bool row = false;
+    TRY(reading_open(path, &db));
+    status result = reading_check(path, db);
+    int rc = result == STATUS_OK ? sqlite3_prepare_v2(db, "SELECT count(*) FROM runs", -1, &q, NULL) : SQLITE_OK;
+    if (rc != SQLITE_OK) result = reading_failure(path, db, rc);
+    if (q) result = reading_row(path, db, q, &row);
+    if (row) *runs += sqlite3_column_int64(q, 0);
+    sqlite3_finalize(q);
+    sqlite3_close(db);
+    return result;
+}
+
+/* Singular values share their budget by the run. */
+static status share_budget(const char *const *paths, int count, int64_t *esd_bytes) {
+    int64_t runs = 0;
+    for (int i = 0; i < count; i++) TRY(count_runs(paths[i], &runs));
+    *esd_bytes = runs > 0 ? ESD_BYTES / runs : 0;
+    if (*esd_bytes > MOST_ESD_BYTES) *esd_bytes = MOST_ESD_BYTES;
+    return STATUS_OK;
+}
+
 static status put_data(page *p, const char *const *paths, int count, const report_request *r) {
-    TRY(put_request(p, r));
-    for (int i = 0; i < count; i++) TRY(put_database(p, paths[i], r));
+    int64_t esd_bytes;
+    json_t *findings = NULL;
+    TRY(share_budget(paths, count, &esd_bytes));
+    if (r->no_findings)
+        findings = json_null();
+    else
+        TRY(findings_json(paths, count, &r->findings, &findings));
+    status result = put_request(p, r, findings);
+    json_decref(findings);
+    TRY(result);
+    for (int i = 0; i < count; i++) TRY(put_database(p, paths[i], r, esd_bytes));
     return put(p, "]}", 2);
 }
 

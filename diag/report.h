@@ -1,8 +1,9 @@
-/* One HTML page about the runs of some databases, with all it needs inside: curves, heat maps, configurations, events
- * (docs/design.md section 8). */
+/* One HTML page about the runs of some databases, with all it needs inside: curves, heat maps, spectra, findings,
+ * configurations, events (docs/design.md section 8). */
 #pragma once
 
 #include "core/status.h"
+#include "diag/findings.h"
 
 #include <stdint.h>
 
@@ -11,6 +12,8 @@ enum { REPORT_COLUMNS = 8 };
 typedef struct report_request {
     const char *form, *part;             /* NULL: score, full */
     const char *columns[REPORT_COLUMNS]; /* of spectra; the first NULL ends them; none: the default ones */
+    findings_request findings;           /* theta and alpha; findings_defaults */
+    bool no_findings;                    /* nothing is judged, and no spectra of single heads are read for it */
 } report_request;
 
 typedef struct report_counts {

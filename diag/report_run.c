@@ -4,39 +4,15 @@
 
 #include "diag/reading.h"
 #include "diag/report_bins.h"
+#include "diag/report_esd.h"
 
-#include <math.h>
 #include <sqlite3.h>
 #include <stdbool.h>
-#include <stdlib.h>
 #include <string.h>
 
-enum { MOST_LAYERS = 1000 /* as the configuration */, SQL_BYTES = 1024 };
+enum { SQL_BYTES = 1024 };
 
-typedef struct source {
-    sqlite3 *db;
-    const char *path;
-    int64_t run_id;
-    const report_request *request;
-} source;
-
-/* ---------------------------------------------------------------- SQL and JSON */
-
-static status out_of_memory(void) {
-    return status_fail(STATUS_INTERNAL, "out of memory for the report");
-}
-
-/* A statement about the run: ?1 its id, ?2 form, ?3 part, where they stand in it. */
-static status ask(const source *from, const char *sql, sqlite3_stmt **q) {
-    int rc = sqlite3_prepare_v2(from->db, sql, -1, q, NULL);
-    if ((rc & 0xff) == SQLITE_ERROR)
-        return status_fail(STATUS_DATA, "%s is not a whole run database: %s", from->path, sqlite3_errmsg(from->db));
-    if (rc != SQLITE_OK) return reading_failure(from->path, from->db, rc);
-    sqlite3_bind_int64(*q, 1, from->run_id);
-    sqlite3_bind_text(*q, 2, from->request->form, -1, SQLITE_STATIC);
-    sqlite3_bind_text(*q, 3, from->request->part, -1, SQLITE_STATIC);
-    return STATUS_OK;
-}
+/* ---------------------------------------------------------------- rows */
 
 static json_t *cell_at(sqlite3_stmt *q, int column) {
     switch (sqlite3_column_type(q, column)) {
@@ -52,30 +28,30 @@ static json_t *cell_at(sqlite3_stmt *q, int column) {
 }
 
 /* Every row as an array of its cells. */
-static status rows_of(const source *from, const char *sql, json_t *to, const char *key) {
+static status rows_of(const report_source *from, const char *sql, json_t *to, const char *key) {
     sqlite3_stmt *q = NULL;
     json_t *rows = json_array();
-    status result = ask(from, sql, &q);
+    status result = report_ask(from, sql, &q);
     for (bool row = true; result == STATUS_OK && row;) {
         result = reading_row(from->path, from->db, q, &row);
         if (result != STATUS_OK || !row) break;
         json_t *cells = json_array();
         for (int i = 0; i < sqlite3_column_count(q); i++) json_array_append_new(cells, cell_at(q, i));
-        if (json_array_append_new(rows, cells) != 0) result = out_of_memory();
+        if (json_array_append_new(rows, cells) != 0) result = report_out_of_memory();
     }
     sqlite3_finalize(q);
-    if (json_object_set_new(to, key, rows) != 0 && result == STATUS_OK) result = out_of_memory();
+    if (json_object_set_new(to, key, rows) != 0 && result == STATUS_OK) result = report_out_of_memory();
     return result;
 }
 
 /* The one row's cells under their names. */
-static status facts_of(const source *from, const char *sql, json_t *to) {
+static status facts_of(const report_source *from, const char *sql, json_t *to) {
     sqlite3_stmt *q = NULL;
     bool row = false;
-    status result = ask(from, sql, &q);
+    status result = report_ask(from, sql, &q);
     if (result == STATUS_OK) result = reading_row(from->path, from->db, q, &row);
     for (int i = 0; result == STATUS_OK && row && i < sqlite3_column_count(q); i++)
-        if (json_object_set_new(to, sqlite3_column_name(q, i), cell_at(q, i)) != 0) result = out_of_memory();
+        if (json_object_set_new(to, sqlite3_column_name(q, i), cell_at(q, i)) != 0) result = report_out_of_memory();
     sqlite3_finalize(q);
     return result;
 }
@@ -83,17 +59,17 @@ static status facts_of(const source *from, const char *sql, json_t *to) {
 /* ---------------------------------------------------------------- series */
 
 /* Bins of the steps that the statement has in its first column; counted first, then read. */
-static status read_bins(const source *from, const char *steps, report_bins *bins) {
+static status read_bins(const report_source *from, const char *steps, report_bins *bins) {
     char counting[SQL_BYTES];
     sqlite3_stmt *q = NULL;
     bool row = false;
     sqlite3_snprintf(sizeof counting, counting, "SELECT count(*) FROM (%s)", steps);
-    status result = ask(from, counting, &q);
+    status result = report_ask(from, counting, &q);
     if (result == STATUS_OK) result = reading_row(from->path, from->db, q, &row);
     report_bins_begin(bins, row ? sqlite3_column_int64(q, 0) : 0);
     sqlite3_finalize(q);
     q = NULL;
-    if (result == STATUS_OK) result = ask(from, steps, &q);
+    if (result == STATUS_OK) result = report_ask(from, steps, &q);
     while (result == STATUS_OK) {
         result = reading_row(from->path, from->db, q, &row);
         if (result != STATUS_OK || !row) break;
@@ -104,12 +80,12 @@ static status read_bins(const source *from, const char *steps, report_bins *bins
 }
 
 /* The rows (step, layer, one value a column) into a grid of [columns, layers]. */
-static status read_grid(const source *from, const char *sql, const report_bins *bins, int columns, int layers,
+static status read_grid(const report_source *from, const char *sql, const report_bins *bins, int columns, int layers,
                         report_grid *g) {
     sqlite3_stmt *q = NULL;
     bool row = false;
     TRY(report_grid_open(g, columns * layers, bins->count));
-    status result = ask(from, sql, &q);
+    status result = report_ask(from, sql, &q);
     while (result == STATUS_OK) {
         result = reading_row(from->path, from->db, q, &row);
         if (result != STATUS_OK || !row) break;
@@ -137,36 +113,6 @@ static json_t *bins_json(const report_bins *bins) {
     return series;
 }
 
-static json_t *base64_json(const void *bytes, size_t n) {
-    char *text = report_base64(bytes, n);
-    json_t *j = text ? json_string(text) : NULL;
-    free(text);
-    return j;
-}
-
-static json_t *floats_json(const double *values, size_t n) {
-    float *single = malloc((n + 1) * sizeof *single);
-    for (size_t i = 0; single && i < n; i++) single[i] = (float)values[i];
-    json_t *j = single ? base64_json(single, n * sizeof *single) : NULL;
-    free(single);
-    return j;
-}
-
-static json_t *codes_json(const double *values, size_t n) {
-    double low, high;
-    unsigned char *codes = malloc(n + 1);
-    if (!codes) return NULL;
-    report_codes(values, n, codes, &low, &high);
-    json_t *j = json_object();
-    json_object_set_new(j, "low", json_real(low));
-    json_object_set_new(j, "high", json_real(high));
-    int failed = json_object_set_new(j, "codes", base64_json(codes, n));
-    free(codes);
-    if (failed == 0) return j;
-    json_decref(j);
-    return NULL;
-}
-
 /* Adds the series under its key: names [count] of medians and maxima, each [cells] of bins. */
 static status put_series(json_t *run, const char *key, json_t *series, const char *const *names, int count, int cells,
                          const report_bins *bins, const double *median, const double *max,
@@ -182,17 +128,17 @@ static status put_series(json_t *run, const char *key, json_t *series, const cha
     }
     failed |= json_object_set_new(series, "values", values);
     failed |= json_object_set_new(run, key, series);
-    return failed ? out_of_memory() : STATUS_OK;
+    return failed ? report_out_of_memory() : STATUS_OK;
 }
 
-static status put_metrics(const source *from, json_t *run, const char *key, const char *sql, const char *const *names,
-                          int count) {
+static status put_metrics(const report_source *from, json_t *run, const char *key, const char *sql,
+                          const char *const *names, int count) {
     report_bins bins;
     report_grid g = {0};
     TRY(read_bins(from, sql, &bins));
     status result = read_grid(from, sql, &bins, count, 1, &g);
     if (result == STATUS_OK)
-        result = put_series(run, key, bins_json(&bins), names, count, 1, &bins, g.median, g.max, floats_json);
+        result = put_series(run, key, bins_json(&bins), names, count, 1, &bins, g.median, g.max, report_floats);
     report_grid_close(&g);
     return result;
 }
@@ -200,18 +146,18 @@ static status put_metrics(const source *from, json_t *run, const char *key, cons
 /* ---------------------------------------------------------------- spectra */
 
 /* heads[layer]: how many heads are recorded; the array's length is the number of layers. */
-static status read_heads(const source *from, json_t *heads) {
+static status read_heads(const report_source *from, json_t *heads) {
     sqlite3_stmt *q = NULL;
     bool row = false;
-    status result = ask(from,
-                        "SELECT layer, count(*) FROM matrices WHERE run_id = ?1 AND form = ?2 AND part = ?3"
-                        " AND scope = 'head' GROUP BY layer ORDER BY layer",
-                        &q);
+    status result = report_ask(from,
+                               "SELECT layer, count(*) FROM matrices WHERE run_id = ?1 AND form = ?2 AND part = ?3"
+                               " AND scope = 'head' GROUP BY layer ORDER BY layer",
+                               &q);
     while (result == STATUS_OK) {
         result = reading_row(from->path, from->db, q, &row);
         if (result != STATUS_OK || !row) break;
         int64_t layer = sqlite3_column_int64(q, 0);
-        if (layer < 0 || layer >= MOST_LAYERS) continue;
+        if (layer < 0 || layer >= REPORT_LAYERS) continue;
         while ((int64_t)json_array_size(heads) < layer) json_array_append_new(heads, json_integer(0));
         json_array_append_new(heads, cell_at(q, 1));
     }
@@ -219,30 +165,25 @@ static status read_heads(const source *from, json_t *heads) {
     return result;
 }
 
-/* A heat map's rows; a column that an older database lacks is NULL. */
-static void layers_sql(const source *from, const char *stat, char *sql) {
+/* A heat map's rows; malloc'ed by SQLite. NULL: out of memory. */
+static char *layers_sql(const report_source *from, const char *stat) {
     sqlite3_str *s = sqlite3_str_new(NULL);
     sqlite3_str_appendall(s, "SELECT step, layer");
     for (int i = 0; i < REPORT_COLUMNS && from->request->columns[i]; i++) {
-        const char *name = from->request->columns[i];
-        bool there = sqlite3_table_column_metadata(from->db, NULL, "layer_spectra", name, NULL, NULL, NULL, NULL,
-                                                   NULL) == SQLITE_OK;
-        sqlite3_str_appendf(s, there ? ", %s" : ", NULL AS %s", name);
+        sqlite3_str_appendall(s, ", ");
+        report_put_column(from, s, "layer_spectra", from->request->columns[i]);
     }
     sqlite3_str_appendf(s,
                         " FROM layer_spectra WHERE run_id = ?1 AND form = ?2 AND part = ?3 AND stat = '%s'"
                         " ORDER BY step, layer",
                         stat);
-    char *text = sqlite3_str_finish(s);
-    sqlite3_snprintf(SQL_BYTES, sql, "%s", text ? text : "");
-    sqlite3_free(text);
+    return sqlite3_str_finish(s);
 }
 
-static status put_spectra(const source *from, json_t *run) {
+static status put_spectra(const report_source *from, json_t *run) {
     static const char *const stats[] = {"median", "max"};
     report_bins bins;
     report_grid g[2] = {{0}, {0}};
-    char sql[SQL_BYTES];
     json_t *heads = json_array();
     int columns = 0;
     while (columns < REPORT_COLUMNS && from->request->columns[columns]) columns++;
@@ -252,14 +193,15 @@ static status put_spectra(const source *from, json_t *run) {
     if (result == STATUS_OK)
         result = read_bins(from, "SELECT step FROM snapshots WHERE run_id = ?1 ORDER BY step", &bins);
     for (int i = 0; result == STATUS_OK && i < 2; i++) {
-        layers_sql(from, stats[i], sql);
-        result = read_grid(from, sql, &bins, columns, layers, &g[i]);
+        char *sql = layers_sql(from, stats[i]);
+        result = sql ? read_grid(from, sql, &bins, columns, layers, &g[i]) : report_out_of_memory();
+        sqlite3_free(sql);
     }
     if (result == STATUS_OK) {
         json_t *series = bins_json(&bins);
         json_object_set(series, "heads", heads);
         result = put_series(run, "spectra", series, from->request->columns, columns, layers, &bins, g[0].median,
-                            g[1].max, codes_json);
+                            g[1].max, report_coded);
     }
     for (int i = 0; i < 2; i++) report_grid_close(&g[i]);
     json_decref(heads);
@@ -268,7 +210,7 @@ static status put_spectra(const source *from, json_t *run) {
 
 /* ---------------------------------------------------------------- the run */
 
-static status fill_run(const source *from, json_t *run) {
+static status fill_run(const report_source *from, json_t *run) {
     static const char *const train[] = {"loss", "grad_norm"};
     TRY(facts_of(from,
                  "SELECT name, variant, status, seed, run_group AS \"group\", started_at AS started, ended_at AS ended"
@@ -285,14 +227,15 @@ static status fill_run(const source *from, json_t *run) {
     TRY(put_metrics(from, run, "validation",
                     "SELECT step, 0, loss FROM eval_metrics WHERE run_id = ?1 AND split = 'validation' ORDER BY step",
                     train, 1));
-    return put_spectra(from, run);
+    TRY(put_spectra(from, run));
+    return report_esd(from, run);
 }
 
-status report_run(sqlite3 *db, const char *path, int64_t run_id, const report_request *request, json_t **out) {
-    source from = {.db = db, .path = path, .run_id = run_id, .request = request};
+status report_run(const report_source *from, json_t **out) {
     *out = json_object();
-    json_object_set_new(*out, "database", json_text(path));
-    status result = fill_run(&from, *out);
+    json_object_set_new(*out, "database", json_text(from->path));
+    json_object_set_new(*out, "run_id", json_integer(from->run_id));
+    status result = fill_run(from, *out);
     if (result != STATUS_OK) {
         json_decref(*out);
         *out = NULL;

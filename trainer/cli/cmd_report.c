@@ -1,8 +1,8 @@
 /* bulkhead report: one page about the runs of databases. */
 #include "diag/report.h"
 #include "trainer/cli/command.h"
+#include "trainer/cli/findings_arguments.h"
 
-#include <getopt.h>
 #include <stdbool.h>
 #include <stdio.h>
 #include <string.h>
@@ -10,11 +10,12 @@
 static const char help[] = "usage: bulkhead report DB... -o FILE.html [OPTION...]\n"
                            "\n"
                            "Makes one HTML page about the runs of databases (run.db files, run folders,\n"
-                           "merged files; finished or being written): loss and gradient norm, layer by step\n"
-                           "heat maps of the runs side by side on one colour scale, configurations and what\n"
-                           "differs between them, events. All it needs is inside: it opens in any browser,\n"
-                           "without a network. It keeps median and maximum of at most 200 bins of steps,\n"
-                           "and prints the query that gives every row. The databases are only read.\n"
+                           "merged files; finished or being written): loss, layer by step heat maps on one\n"
+                           "colour scale with the layers' onsets, stored spectra against Marchenko-Pastur\n"
+                           "and the product null, findings, means over seeds, what differs between runs,\n"
+                           "events. All it needs is inside: it opens in any browser, without a network. It\n"
+                           "keeps at most 200 bins of steps; each plot has the query for all its rows. The\n"
+                           "databases are only read.\n"
                            "\n"
                            "  -o, --output FILE   the page; one that is there is replaced\n"
                            "  --columns A,B,...   up to 8 columns of spectra for the heat maps\n"
@@ -23,6 +24,9 @@ static const char help[] = "usage: bulkhead report DB... -o FILE.html [OPTION...
                            "                      null_gap, tw_score, top_overlap\n"
                            "  --form F            score (default) or channel\n"
                            "  --part P            full (default), content or rope\n"
+                           "  --theta X           effect size of the findings; the default is 1.5\n"
+                           "  --alpha A           level of their whole study; the default is 0.05\n"
+                           "  --no-findings       judge nothing: less time and memory where runs are many\n"
                            "\n"
                            "Exit codes: 0 done, 64 usage, 65 bad data, 66 no input, 74 I/O.\n";
 
@@ -38,6 +42,7 @@ static status read_options(int argc, char **argv, report_request *r, const char 
     static const struct option options[] = {
         {"output", required_argument, NULL, 'o'}, {"columns", required_argument, NULL, 'c'},
         {"form", required_argument, NULL, 'f'},   {"part", required_argument, NULL, 'p'},
+        {"no-findings", no_argument, NULL, 'n'},  FINDINGS_ARGUMENTS,
         {"help", no_argument, NULL, 'h'},         {NULL, 0, NULL, 0}};
     optind = 1;
     opterr = 0;
@@ -56,18 +61,21 @@ static status read_options(int argc, char **argv, report_request *r, const char 
         case 'p':
             r->part = optarg;
             break;
+        case 'n':
+            r->no_findings = true;
+            break;
         case 'h':
             *show_help = true;
             return STATUS_OK;
         default:
-            return command_bad_option(argv, option);
+            TRY(findings_arguments_take(&r->findings, argv, option));
         }
     }
     return STATUS_OK;
 }
 
 status cmd_report(int argc, char **argv) {
-    report_request r = {0};
+    report_request r = {.findings = findings_defaults};
     report_counts counts;
     const char *output = NULL;
     bool show_help = false;

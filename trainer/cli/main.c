@@ -19,7 +19,7 @@ static const command commands[] = {
     {"merge", "unite the databases of runs in one file", cmd_merge},
     {"query", "ask a run's spectral history database", cmd_query},
     {"findings", "judge runs: onset, propagation, collapse and prevention as tests", cmd_findings},
-    {"report", "one page of runs: curves, heat maps, configurations, events", cmd_report},
+    {"report", "one page of runs: curves, heat maps, spectra, findings", cmd_report},
     {"analyze", "spectra of any checkpoint: Hugging Face folders, safetensors", cmd_analyze},
     {"eval", "perplexity of a trained model, or its answers to multiple choice", cmd_eval},
     {"generate", "go on with a text, token by token", cmd_generate},
