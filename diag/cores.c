@@ -4,6 +4,7 @@
  *
  * With a device, square cores are left to it (diag/solver.h). The d x d map is only formed where its factors have d
  * rows or more. */
+#include "diag/gram.h"
 #include "diag/maps_private.h"
 
 #include <cblas.h>
@@ -17,8 +18,9 @@ static bool finite_rows(const double *x, int64_t n) {
     return true;
 }
 
-/* R [n, n] of the QR factors of the column-major [length, n] matrix in w->factor, n <= length. */
+/* R [n, n] of the QR factors of the column-major [length, n] matrix in w->factor, n <= length, up to signs. */
 static void triangular_factor(const maps *m, worker *w, int length, int n, double *R) {
+    if (gram_triangle(w->factor, length, n, false, R, w->lapack)) return;
     LAPACKE_dgeqrf_work(LAPACK_COL_MAJOR, length, n, w->factor, length, w->tau, w->lapack, m->lapack_size);
     for (int j = 0; j < n; j++)
         for (int i = 0; i < n; i++) R[i + (int64_t)j * n] = i <= j ? w->factor[i + (int64_t)j * length] : 0;

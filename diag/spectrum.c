@@ -5,6 +5,8 @@
  * otherwise. */
 #include "diag/spectrum.h"
 
+#include "diag/gram.h"
+
 #include <lapacke.h>
 #include <math.h>
 #include <stdlib.h>
@@ -13,6 +15,9 @@
 static const double TW1_Q95 = 0.9793160535; /* 95% point of Tracy-Widom 1 */
 static const double EPS32 = 0x1p-23;        /* weights are fp32: what is below is noise */
 enum { ALPHA_MIN_TAIL = 10 };
+/* Square matrices from this side on take half of the time by their Gram matrix. What that loses, values under 1e-7 of
+ * the largest, is under the noise that rounding the weights to fp32 makes. Heads stay below. */
+enum { GRAM_LEAST_SIDE = 512 };
 
 const spectrum_column spectrum_columns[SPECTRUM_COLUMN_COUNT] = {
 #define REAL            false
@@ -53,8 +58,12 @@ status spectrum_work_open(spectrum_work *w, int max_rows, int max_cols) {
     w->values = malloc((size_t)small * sizeof(double));
     w->lambda = malloc((size_t)small * sizeof(double));
     w->logs = malloc((size_t)small * sizeof(double));
+    w->roots = malloc((size_t)small * sizeof(double));
+    w->cdfs = calloc(SPECTRUM_CDFS, sizeof(*w->cdfs));
     w->iwork = malloc((size_t)small * 8 * sizeof(int));
-    if (w->work && w->copy && w->values && w->lambda && w->logs && w->iwork) return STATUS_OK;
+    w->triangle = malloc((size_t)small * (size_t)small * sizeof(double));
+    if (w->roots && w->cdfs && w->work && w->copy && w->triangle && w->values && w->lambda && w->logs && w->iwork)
+        return STATUS_OK;
     spectrum_work_close(w);
     return status_fail(STATUS_INTERNAL, "out of memory for the singular values of %d x %d matrices", max_rows,
                        max_cols);
@@ -67,6 +76,9 @@ void spectrum_work_close(spectrum_work *w) {
     free(w->lambda);
     free(w->logs);
     free(w->iwork);
+    free(w->triangle);
+    free(w->roots);
+    free(w->cdfs);
     *w = (spectrum_work){0};
 }
 
@@ -76,18 +88,30 @@ static bool all_finite(const double *x, size_t n) {
     return true;
 }
 
-spectrum_status spectrum_solve(spectrum_work *w, double *matrix, int rows, int cols) {
-    size_t n = (size_t)rows * (size_t)cols;
-    int small = rows < cols ? rows : cols;
-    if (!all_finite(matrix, n)) return SPECTRUM_STATUS_nonfinite;
-    memcpy(w->copy, matrix, n * sizeof(double));
-    /* A row-major rows x cols matrix is its transpose to LAPACK: the same values. */
-    int info = LAPACKE_dgesdd_work(LAPACK_COL_MAJOR, 'N', cols, rows, matrix, cols, w->values, NULL, 1, NULL, 1,
-                                   w->work, w->lwork, w->iwork);
+/* LAPACK's two solvers, one after the other; the row-major rows x cols matrix is its transpose to them: the same
+ * values. */
+static bool by_reflections(spectrum_work *w, double *matrix, int rows, int cols) {
+    int info;
+    memcpy(w->copy, matrix, (size_t)rows * (size_t)cols * sizeof(double));
+    info = LAPACKE_dgesdd_work(LAPACK_COL_MAJOR, 'N', cols, rows, matrix, cols, w->values, NULL, 1, NULL, 1, w->work,
+                               w->lwork, w->iwork);
     if (info != 0)
         info = LAPACKE_dgesvd_work(LAPACK_COL_MAJOR, 'N', 'N', cols, rows, w->copy, cols, w->values, NULL, 1, NULL, 1,
                                    w->work, w->lwork);
-    if (info != 0) return SPECTRUM_STATUS_failed;
+    return info == 0;
+}
+
+spectrum_status spectrum_solve(spectrum_work *w, double *matrix, int rows, int cols) {
+    int small = rows < cols ? rows : cols, large = rows < cols ? cols : rows;
+    if (!all_finite(matrix, (size_t)rows * (size_t)cols)) return SPECTRUM_STATUS_nonfinite;
+    bool square = rows == cols && rows >= GRAM_LEAST_SIDE, solved = false;
+    if (square) solved = gram_values(matrix, rows, w->values, w->copy, w->work);
+    if (large >= 2 * small && gram_triangle(matrix, large, small, rows > cols, w->triangle, w->work)) {
+        solved = by_reflections(w, w->triangle, small, small);
+    } else if (!solved) {
+        solved = by_reflections(w, matrix, rows, cols);
+    }
+    if (!solved) return SPECTRUM_STATUS_failed;
     return all_finite(w->values, (size_t)small) ? SPECTRUM_STATUS_ok : SPECTRUM_STATUS_nonfinite;
 }
 
@@ -136,23 +160,58 @@ static double ks_distance(const double *lambda, int n, double gamma, double sigm
     return most;
 }
 
+/* A cell's farthest point from its line is near its middle, but where an edge of the law lies in it: hence twice. */
+static void cdf_fill(spectrum_cdf *c, double gamma) {
+    double edge = mp_upper(gamma), step = sqrt(edge) / SPECTRUM_CDF_STEPS, most = 0;
+    for (int i = 0; i <= SPECTRUM_CDF_STEPS; i++) c->at[i] = spectrum_mp_cdf(i * step * i * step, gamma);
+    c->at[SPECTRUM_CDF_STEPS + 1] = c->at[SPECTRUM_CDF_STEPS] = 1;
+    for (int i = 0; i < SPECTRUM_CDF_STEPS; i++) {
+        double t = (i + 0.5) * step;
+        most = fmax(most, fabs(spectrum_mp_cdf(t * t, gamma) - 0.5 * (c->at[i] + c->at[i + 1])));
+    }
+    c->gamma = gamma;
+    c->margin = 2 * most + 1e-12;
+}
+
+static const spectrum_cdf *cdf_of(spectrum_work *w, double gamma) {
+    for (int i = 0; i < SPECTRUM_CDFS; i++)
+        if (w->cdfs[i].gamma == gamma) return &w->cdfs[i];
+    spectrum_cdf *c = &w->cdfs[w->next_cdf++ % SPECTRUM_CDFS];
+    cdf_fill(c, gamma);
+    return c;
+}
+
 typedef struct sigma2_search {
-    const double *lambda;
+    const double *lambda, *roots; /* roots: their square roots */
     int r;
     double gamma, best_distance, best_sigma2;
+    const spectrum_cdf *cdf;
     int worst; /* where the last candidate failed: neighbours fail at the same place */
 } sigma2_search;
 
-/* Keeps sigma2 if its KS distance over the values up to its own edge is less than the best so far. */
+/* ks_at by the table, for lambda_i up to the candidate's edge. */
+static double ks_near(const sigma2_search *q, int i, int kept, double steps_per_root) {
+    double x = q->roots[i] * steps_per_root, rest = x - (int)x;
+    const double *at = q->cdf->at + (int)x;
+    double F = at[0] + rest * (at[1] - at[0]);
+    double above = (i + 1.0) / kept - F, below = F - (double)i / kept;
+    return above > below ? above : below;
+}
+
+/* Keeps sigma2 if its KS distance over the values up to its own edge is less than the best so far. The table only saves
+ * work: what it cannot decide for certain is computed. */
 static void sigma2_try(sigma2_search *q, double sigma2) {
-    double edge = mp_upper(q->gamma) * sigma2;
+    double edge = mp_upper(q->gamma) * sigma2, steps_per_root = SPECTRUM_CDF_STEPS / sqrt(edge);
+    double margin = q->cdf->margin, surely_lost = q->best_distance + margin;
     int kept = q->r;
     while (kept > 0 && q->lambda[kept - 1] > edge) kept--;
     if (kept < (q->r + 1) / 2) return;
-    if (q->worst < kept && ks_at(q->lambda, q->worst, kept, q->gamma, sigma2) >= q->best_distance) return;
+    if (q->worst < kept && ks_near(q, q->worst, kept, steps_per_root) >= surely_lost) return;
     double most = -INFINITY;
     for (int i = 0; i < kept; i++) {
-        double d = ks_at(q->lambda, i, kept, q->gamma, sigma2);
+        double near = ks_near(q, i, kept, steps_per_root);
+        if (near + margin <= most) continue;
+        double d = near >= surely_lost ? near : ks_at(q->lambda, i, kept, q->gamma, sigma2);
         if (d > most) {
             most = d;
             q->worst = i;
@@ -165,9 +224,16 @@ static void sigma2_try(sigma2_search *q, double sigma2) {
 
 /* Least KS distance over the bulk: 401 points, log-spaced on [0.05, 2] mean, then 201 on one coarse cell to either
  * side; the smallest sigma2 wins ties. NaN when no candidate keeps half of the values. */
-static double sigma2_fit(const double *lambda, int r, double gamma, double mean) {
+static double sigma2_fit(spectrum_work *w, int r, double gamma, double mean) {
     const double step = log(40.0) / 400;
-    sigma2_search coarse = {.lambda = lambda, .r = r, .gamma = gamma, .best_distance = INFINITY, .best_sigma2 = NAN};
+    sigma2_search coarse = {.lambda = w->lambda,
+                            .roots = w->roots,
+                            .r = r,
+                            .gamma = gamma,
+                            .best_distance = INFINITY,
+                            .best_sigma2 = NAN,
+                            .cdf = cdf_of(w, gamma)};
+    for (int i = 0; i < r; i++) w->roots[i] = sqrt(w->lambda[i]);
     for (int i = 0; i <= 400; i++) sigma2_try(&coarse, mean * exp(log(0.05) + i * step));
     if (isnan(coarse.best_sigma2)) return NAN;
     sigma2_search fine = coarse;
@@ -291,7 +357,7 @@ void spectrum_measure(spectrum_work *w, const double *s, int r, int rows, int co
     double sigma2[] = {
         [SIGMA2_TRACE] = mean,
         [SIGMA2_MEDIAN] = middle > tolerance * tolerance ? middle / spectrum_mp_median(gamma) : NAN,
-        [SIGMA2_FIT] = rank > r / 2 ? sigma2_fit(lambda, r, gamma, mean) : NAN,
+        [SIGMA2_FIT] = rank > r / 2 ? sigma2_fit(w, r, gamma, mean) : NAN,
     };
     out->sigma2_median = scale * sigma2[SIGMA2_MEDIAN];
     out->sigma2_fit = scale * sigma2[SIGMA2_FIT];

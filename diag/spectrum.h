@@ -102,12 +102,25 @@ typedef struct spectrum {
 /* All columns NULL. */
 void spectrum_clear(spectrum *out, spectrum_status why);
 
+/* The CDF of MP with ratio gamma at even steps of sqrt(x), from 0 to its upper edge. */
+enum { SPECTRUM_CDF_STEPS = 4096, SPECTRUM_CDFS = 8 };
+
+typedef struct spectrum_cdf {
+    double gamma;  /* 0: none yet */
+    double margin; /* what lies between two steps is at most so far from the line between them */
+    double at[SPECTRUM_CDF_STEPS + 2];
+} spectrum_cdf;
+
 /* One worker's memory for matrices of at most max_rows x max_cols. */
 typedef struct spectrum_work {
     int max_rows, max_cols, lwork;
     double *work, *copy, *values; /* LAPACK's; the matrix again, for the second solver; [min(max_rows, max_cols)] */
+    double *triangle;             /* [min(max_rows, max_cols)^2] of a matrix with a much longer side */
     int *iwork;
-    double *lambda, *logs; /* [min(max_rows, max_cols)]: ascending lambda / lambda_max, and their logarithms */
+    double *lambda, *logs,
+        *roots;         /* [min(max_rows, max_cols)]: ascending lambda / lambda_max, logarithms, square roots */
+    spectrum_cdf *cdfs; /* [SPECTRUM_CDFS] of the ratios met so far; the next one takes the place next_cdf */
+    int next_cdf;
 } spectrum_work;
 
 status spectrum_work_open(spectrum_work *w, int max_rows, int max_cols);

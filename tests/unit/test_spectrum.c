@@ -170,8 +170,10 @@ static void three_estimates_of_the_variance(void **state) {
 static void fit_is_the_least_of_its_grid(void **state) {
     enum { N = 40 };
     spectrum_work w;
-    check_status(spectrum_work_open(&w, N, N), STATUS_OK);
-    for (uint64_t seed = 0; seed < 8; seed++) {
+    check_status(spectrum_work_open(&w, N, 3 * N), STATUS_OK);
+    for (uint64_t seed = 0; seed < 16; seed++) {
+        int cols = seed % 2 ? 3 * N : N;
+        double gamma = (double)N / cols, edge = (1 + sqrt(gamma)) * (1 + sqrt(gamma));
         double s[N], lambda[N], mean = 0, best = INFINITY, found = NAN;
         noise(s, N, 100 + seed);
         for (int i = 0; i < N; i++) s[i] = exp(0.8 * s[i]);
@@ -190,10 +192,10 @@ static void fit_is_the_least_of_its_grid(void **state) {
             for (int i = 0; i <= (pass ? 200 : 400); i++) {
                 double sigma2 = centre * exp(start + i * step), worst = 0;
                 int kept = 0;
-                while (kept < N && lambda[kept] <= 4 * sigma2) kept++;
+                while (kept < N && lambda[kept] <= edge * sigma2) kept++;
                 if (kept < N / 2) continue;
                 for (int k = 0; k < kept; k++) {
-                    double F = spectrum_mp_cdf(lambda[k] / sigma2, 1);
+                    double F = spectrum_mp_cdf(lambda[k] / sigma2, gamma);
                     worst = fmax(worst, fmax((k + 1.0) / kept - F, F - (double)k / kept));
                 }
                 if (worst < best) {
@@ -204,7 +206,7 @@ static void fit_is_the_least_of_its_grid(void **state) {
             centre = found = at;
         }
         spectrum q;
-        spectrum_measure(&w, s, N, N, N, SIGMA2_TRACE, &q);
+        spectrum_measure(&w, s, N, N, cols, SIGMA2_TRACE, &q);
         if (isnan(found))
             assert_true(isnan(q.sigma2_fit));
         else
