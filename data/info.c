@@ -1,6 +1,7 @@
 #include "data/info.h"
 
 #include "core/file.h"
+#include "data/output.h"
 
 #include <jansson.h>
 #include <stdlib.h>
@@ -57,5 +58,37 @@ status dataset_info_load(dataset_info *out, const char *shard_path) {
     }
     free(text);
     free(path);
+    return result;
+}
+
+static json_t *split_json(const dataset_split *split, const char *prefix) {
+    json_t *shards = json_array();
+    for (int64_t i = 0; i < split->shards; i++) {
+        char name[64];
+        output_shard_name(prefix, i, name, sizeof name);
+        json_array_append_new(shards, json_string(name));
+    }
+    return json_pack("{s:o,s:I,s:I,s:I,s:f}", "shards", shards, "documents", (json_int_t)split->documents, "tokens",
+                     (json_int_t)split->tokens, "bytes", (json_int_t)split->bytes, "unigram_entropy_nats",
+                     split->unigram_entropy_nats);
+}
+
+status dataset_info_write(const dataset_info *info, json_t *more, const char *folder) {
+    enum { MOST_OF_TWO_BYTES = 65536 };
+    json_t *root =
+        json_pack("{s:s,s:i,s:s,s:s,s:I,s:I,s:s,s:i,s:o,s:o}", "format", "bulkhead dataset", "version", 1, "tokenizer",
+                  info->tokenizer, "tokenizer_xxh3_128", info->tokenizer_hash, "vocab", (json_int_t)info->vocab,
+                  "eos_id", (json_int_t)info->eos_id, "document_token", info->document_token_ends ? "ends" : "leads",
+                  "token_bytes", info->vocab <= MOST_OF_TWO_BYTES ? 2 : 4, "train", split_json(&info->train, "train"),
+                  "validation", split_json(&info->validation, "val"));
+    bool whole = root && more && json_object_update(root, more) == 0;
+    char *text = whole ? json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(15)) : NULL, *path = NULL;
+    json_decref(root);
+    json_decref(more);
+    if (text) path = file_join(folder, "dataset.json");
+    status result = path ? file_write_atomic(path, text, strlen(text))
+                         : status_fail(STATUS_INTERNAL, "cannot describe the dataset as JSON");
+    free(path);
+    free(text);
     return result;
 }

@@ -4,6 +4,7 @@
 
 #include "core/status.h"
 
+#include <jansson.h>
 #include <stdbool.h>
 #include <stdint.h>
 
@@ -23,3 +24,6 @@ typedef struct dataset_info {
 /* Reads the dataset.json beside a shard (or in a folder, given with a slash at its end). NO_INPUT when there is none,
  * DATA when it is not one of ours. */
 status dataset_info_load(dataset_info *out, const char *shard_path);
+
+/* Writes a folder's dataset.json: info, and the members of `more` (owned; NULL: out of memory) behind it. */
+status dataset_info_write(const dataset_info *info, json_t *more, const char *folder);

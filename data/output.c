@@ -20,13 +20,13 @@ void output_close(output *o) {
     *o = (output){0};
 }
 
-void output_shard_name(const output *o, int64_t number, char *name, size_t room) {
-    snprintf(name, room, "%s-%05" PRId64 ".bin", o->name, number);
+void output_shard_name(const char *split, int64_t number, char *name, size_t room) {
+    snprintf(name, room, "%s-%05" PRId64 ".bin", split, number);
 }
 
 static status next_shard(output *o) {
     char name[64];
-    output_shard_name(o, o->counts.shards, name, sizeof name);
+    output_shard_name(o->name, o->counts.shards, name, sizeof name);
     char *path = file_join(o->folder, name);
     if (!path) return status_fail(STATUS_INTERNAL, "out of memory");
     status result = shard_writer_open(&o->writer, path, o->vocab - 1);

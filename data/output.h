@@ -23,5 +23,5 @@ status output_add(output *o, const int32_t *ids, int64_t count);
 /* Finishes the last shard and counts.unigram_entropy_nats. */
 status output_finish(output *o);
 
-/* The file name of a shard, without its folder. */
-void output_shard_name(const output *o, int64_t number, char *name, size_t room);
+/* The file name of a shard of "train" or "val", without its folder. */
+void output_shard_name(const char *split, int64_t number, char *name, size_t room);

@@ -374,18 +374,6 @@ static status encode(job *j) {
 
 /* ---- dataset.json ---- */
 
-static json_t *split_json(const output *o) {
-    json_t *shards = json_array();
-    for (int64_t i = 0; i < o->counts.shards; i++) {
-        char name[64];
-        output_shard_name(o, i, name, sizeof name);
-        json_array_append_new(shards, json_string(name));
-    }
-    return json_pack("{s:o,s:I,s:I,s:I,s:f}", "shards", shards, "documents", (json_int_t)o->counts.documents, "tokens",
-                     (json_int_t)o->counts.tokens, "bytes", (json_int_t)o->counts.bytes, "unigram_entropy_nats",
-                     o->counts.unigram_entropy_nats);
-}
-
 static json_t *sources_json(const job *j) {
     json_t *list = json_array();
     for (int i = 0; i < j->options->input_count; i++) {
@@ -412,21 +400,17 @@ static json_t *options_json(const job *j) {
 }
 
 static status write_info(const job *j) {
-    int64_t vocab = tokenizer_vocab(j->model);
-    json_t *root =
-        json_pack("{s:s,s:i,s:s,s:s,s:I,s:I,s:s,s:i,s:b,s:o,s:o,s:o,s:o}", "format", "bulkhead dataset", "version", 1,
-                  "tokenizer", tokenizer_file_name(j->model), "tokenizer_xxh3_128", tokenizer_hash(j->model), "vocab",
-                  (json_int_t)vocab, "eos_id", (json_int_t)tokenizer_eos(j->model), "document_token", "ends",
-                  "token_bytes", vocab <= 65536 ? 2 : 4, "lossless", j->lossless, "train", split_json(&j->outputs[0]),
-                  "validation", split_json(&j->outputs[1]), "sources", sources_json(j), "options", options_json(j));
-    char *text = root ? json_dumps(root, JSON_INDENT(2) | JSON_REAL_PRECISION(15)) : NULL, *path = NULL;
-    json_decref(root);
-    if (!text) return status_fail(STATUS_INTERNAL, "cannot describe the dataset as JSON");
-    status result = join(&path, j->folder, "dataset.json");
-    if (result == STATUS_OK) result = file_write_atomic(path, text, strlen(text));
-    free(path);
-    free(text);
-    return result;
+    dataset_info info = {.vocab = tokenizer_vocab(j->model),
+                         .eos_id = tokenizer_eos(j->model),
+                         .document_token_ends = true,
+                         .train = j->outputs[0].counts,
+                         .validation = j->outputs[1].counts};
+    strcpy(info.tokenizer, tokenizer_file_name(j->model));
+    strcpy(info.tokenizer_hash, tokenizer_hash(j->model));
+    return dataset_info_write(
+        &info,
+        json_pack("{s:b,s:o,s:o}", "lossless", j->lossless, "sources", sources_json(j), "options", options_json(j)),
+        j->folder);
 }
 
 static status run(job *j, dataset_info *out) {

@@ -298,7 +298,10 @@ static reader_format format_of(const char *name) {
         length -= 3;
     else if (ends_with(name, length, ".zst"))
         length -= 4;
-    return ends_with(name, length, ".jsonl") || ends_with(name, length, ".ndjson") ? FORMAT_JSONL : FORMAT_TEXT;
+    static const char *const of_lines[] = {".jsonl", ".ndjson", ".json"}; /* the last as in C4: an object a line */
+    for (size_t i = 0; i < sizeof of_lines / sizeof *of_lines; i++)
+        if (ends_with(name, length, of_lines[i])) return FORMAT_JSONL;
+    return FORMAT_TEXT;
 }
 
 status reader_open(reader **out, int fd, const char *name, const reader_options *options) {

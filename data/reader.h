@@ -1,5 +1,6 @@
-/* Documents from text: .txt (and anything that is not named otherwise) or .jsonl, plain, .gz or .zst. A document comes
- * in pieces of whole lines, so that a file of any size is read in bounded memory; only a JSON line is held as a whole.
+/* Documents from text: .txt (and anything that is not named otherwise) or .jsonl (.ndjson, .json: an object a line),
+ * plain, .gz or .zst. A document comes in pieces of whole lines, so that a file of any size is read in bounded memory;
+ * only a JSON line is held as a whole.
  *
  * Text is UTF-8. What is not is never replaced: each bad line is counted with its place, and `invalid` says what
  * happens. */

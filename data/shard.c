@@ -24,14 +24,19 @@ enum {
     VERSION_32 = 7,
 };
 
+int shard_token_bytes(const void *start, size_t bytes) {
+    int32_t words[2];
+    if (bytes < sizeof words) return 0;
+    memcpy(words, start, sizeof words);
+    if (words[0] == MAGIC_16 && words[1] == VERSION_16) return 2;
+    return words[0] == MAGIC_32 && words[1] == VERSION_32 ? 4 : 0;
+}
+
 static status read_header(shard *s, int64_t size_bytes) {
     const int32_t *header = s->map;
     const char *path = s->path;
-    if (header[0] == MAGIC_16 && header[1] == VERSION_16)
-        s->token_bytes = 2;
-    else if (header[0] == MAGIC_32 && header[1] == VERSION_32)
-        s->token_bytes = 4;
-    else
+    s->token_bytes = shard_token_bytes(header, HEADER_BYTES);
+    if (s->token_bytes == 0)
         return status_fail(STATUS_DATA,
                            "%s is no token shard: it starts with %" PRId32 ", version %" PRId32
                            "; make shards with bulkhead prepare",

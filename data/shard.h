@@ -17,6 +17,9 @@ typedef struct shard {
     size_t map_bytes;
 } shard;
 
+/* Bytes of a token in a file that begins so, by magic and version; 0: it is no shard. */
+int shard_token_bytes(const void *start, size_t bytes);
+
 /* Maps a shard read-only. NO_INPUT when it is missing, DATA (with the reason) when it is foreign, truncated or
  * odd-sized. */
 status shard_open(shard *out, const char *path);

@@ -16,6 +16,7 @@ struct stream {
     char *name;
     char block[BLOCK_BYTES];
     size_t next, end; /* the unused part of block */
+    int64_t read;     /* bytes of the file until the block's end */
     bool drained;     /* the file has no more */
     bool between;     /* compressed: at the start of a member or frame, where the file may end */
     z_stream gzip;
@@ -33,8 +34,14 @@ static status refill(stream *s) {
         if (got < 0) return status_fail(STATUS_IO, "cannot read %s: %s", s->name, strerror(errno));
         s->drained = got == 0;
         s->end += (size_t)got;
+        s->read += got;
         return STATUS_OK;
     }
+}
+
+/* Where in the file the unused part begins. */
+static long long place(const stream *s) {
+    return (long long)(s->read - (int64_t)(s->end - s->next));
 }
 
 static bool starts_with(const stream *s, const char *magic, size_t bytes) {
@@ -99,7 +106,7 @@ static status inflate_some(stream *s, char *out, size_t room, size_t *got) {
     *got = room - s->gzip.avail_out;
     s->between = code == Z_STREAM_END;
     if (code == Z_OK || code == Z_STREAM_END || code == Z_BUF_ERROR) return STATUS_OK;
-    return status_fail(STATUS_DATA, "%s is no gzip file or is damaged: %s", s->name,
+    return status_fail(STATUS_DATA, "%s is no gzip file or is damaged at byte %lld: %s", s->name, place(s),
                        s->gzip.msg ? s->gzip.msg : "bad data");
 }
 
@@ -108,7 +115,8 @@ static status unzstd_some(stream *s, char *out, size_t room, size_t *got) {
     ZSTD_outBuffer to = {out, room, 0};
     size_t code = ZSTD_decompressStream(s->zstd, &to, &in);
     if (ZSTD_isError(code))
-        return status_fail(STATUS_DATA, "%s is no zstd file or is damaged: %s", s->name, ZSTD_getErrorName(code));
+        return status_fail(STATUS_DATA, "%s is no zstd file or is damaged at byte %lld: %s", s->name, place(s),
+                           ZSTD_getErrorName(code));
     s->next += in.pos;
     *got = to.pos;
     s->between = code == 0;
@@ -138,6 +146,7 @@ status stream_read(stream *s, char *out, size_t room, size_t *got) {
             continue;
         }
         if (s->kind == KIND_PLAIN || s->between) return STATUS_OK;
-        return status_fail(STATUS_DATA, "%s is truncated: its compressed data stops in the middle", s->name);
+        return status_fail(STATUS_DATA, "%s is truncated: its compressed data stops in the middle, at byte %lld",
+                           s->name, place(s));
     }
 }

@@ -12,6 +12,7 @@ typedef struct stream stream;
 status stream_open(stream **out, int fd, const char *name);
 void stream_close(stream *s);
 
-/* Up to `room` bytes; *got is 0 at the end. DATA when compressed data is damaged or truncated, IO when reading fails.
+/* Up to `room` bytes; *got is 0 at the end. DATA, with the place in the file, when compressed data is damaged or
+ * truncated, IO when reading fails.
  */
 status stream_read(stream *s, char *out, size_t room, size_t *got);

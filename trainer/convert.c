@@ -1,6 +1,8 @@
 #include "trainer/convert.h"
 
 #include "core/file.h"
+#include "data/reshard.h"
+#include "data/shard.h"
 #include "diag/formats.h"
 
 #include <errno.h>
@@ -14,8 +16,8 @@
 
 /* ---- what the inputs are ---- */
 
-typedef enum kind { KIND_DATABASE, KIND_MODEL } kind;
-static const char *const kind_names[] = {"a run's database", "a model"};
+typedef enum kind { KIND_DATABASE, KIND_SHARD, KIND_MODEL } kind;
+static const char *const kind_names[] = {"a run's database", "a token shard", "a model"};
 
 static bool holds(const char *folder, const char *name) {
     char *path = file_join(folder, name);
@@ -50,8 +52,9 @@ static status kind_of_file(const char *path, kind *out) {
     ssize_t got = fd < 0 ? -1 : read(fd, start, sizeof start);
     if (fd >= 0) close(fd);
     if (got < 0) return status_fail(STATUS_NO_INPUT, "cannot read %s: %s", path, strerror(errno));
-    if (memcmp(start, database, sizeof database) != 0) return unknown(path);
-    *out = KIND_DATABASE;
+    bool is_shard = shard_token_bytes(start, (size_t)got) > 0;
+    if (!is_shard && memcmp(start, database, sizeof database) != 0) return unknown(path);
+    *out = is_shard ? KIND_SHARD : KIND_DATABASE;
     return STATUS_OK;
 }
 
@@ -97,14 +100,39 @@ static status to_mlflow(const convert_request *r, FILE *out) {
     return to_formats(r, FORMATS_MLFLOW, out);
 }
 
+static status to_width(const convert_request *r, int token_bytes, FILE *out) {
+    int64_t tokens;
+    TRY(reshard_width(r->inputs, r->count, r->output, token_bytes, &tokens));
+    fprintf(out, "%s: %" PRId64 " tokens of uint%d\n", r->output, tokens, 8 * token_bytes);
+    return STATUS_OK;
+}
+
+static status to_uint16(const convert_request *r, FILE *out) {
+    return to_width(r, 2, out);
+}
+static status to_uint32(const convert_request *r, FILE *out) {
+    return to_width(r, 4, out);
+}
+
+static status to_dataset(const convert_request *r, FILE *out) {
+    dataset_info info;
+    if (!r->tokenizer)
+        return status_fail(STATUS_USAGE,
+                           "a dataset needs the tokenizer that the shards were made with: --tokenizer FILE");
+    TRY(reshard_dataset(r->inputs, r->count, r->output, r->tokenizer, &info));
+    fprintf(out, "%s: vocabulary of %" PRId64 ", train %" PRId64 " tokens, validation %" PRId64 "\n", r->output,
+            info.vocab, info.train.tokens, info.validation.tokens);
+    return STATUS_OK;
+}
+
 static const struct conversion {
     kind from;
     const char *to;
     status (*run)(const convert_request *r, FILE *out);
 } conversions[] = {
-    {KIND_DATABASE, "csv", to_csv},
-    {KIND_DATABASE, "tensorboard", to_tensorboard},
-    {KIND_DATABASE, "mlflow", to_mlflow},
+    {KIND_DATABASE, "csv", to_csv},       {KIND_DATABASE, "tensorboard", to_tensorboard},
+    {KIND_DATABASE, "mlflow", to_mlflow}, {KIND_SHARD, "uint16", to_uint16},
+    {KIND_SHARD, "uint32", to_uint32},    {KIND_SHARD, "dataset", to_dataset},
 };
 enum { CONVERSIONS = sizeof conversions / sizeof *conversions };
 
@@ -122,8 +150,9 @@ static status no_conversion(const convert_request *r, kind from) {
 status convert_run(const convert_request *r, FILE *out) {
     kind from;
     TRY(kind_of_all(r, &from));
+    if (r->tokenizer && from != KIND_SHARD)
+        return status_fail(STATUS_USAGE, "--tokenizer is for token shards; %s is %s", r->inputs[0], kind_names[from]);
     for (int i = 0; i < CONVERSIONS; i++)
-        if (conversions[i].from == from && (!r->to || strcmp(r->to, conversions[i].to) == 0))
-            return conversions[i].run(r, out);
+        if (conversions[i].from == from && strcmp(r->to, conversions[i].to) == 0) return conversions[i].run(r, out);
     return no_conversion(r, from);
 }

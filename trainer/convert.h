@@ -10,7 +10,7 @@ typedef struct convert_request {
     const char *const *inputs; /* paths, all of one kind */
     int count;
     const char *output;
-    const char *to;        /* what they are to be (`bulkhead convert --help`); NULL: the first that there is for them */
+    const char *to;        /* what they are to be, as `bulkhead convert --help` names it */
     const char *tokenizer; /* file, of shards that become a dataset; NULL: none */
 } convert_request;
 

@@ -185,7 +185,7 @@ class Databases(ConvertTest):
             db.execute("INSERT INTO events VALUES(1, 9, 1, 2, '', 'info', NULL, 'said \"so\", twice\nand \u00e9')")
             db.execute("INSERT INTO train_metrics VALUES(1, 99, 5, 1e999, 3, 0.1, NULL, -1e-300, 123456789.123456789)")
             db.execute("INSERT INTO params VALUES(1, 'none', NULL)")
-        self.convert(self.path("run", "run.db"), "-o", self.path("out"))
+        self.convert(self.path("run", "run.db"), "-o", self.path("out"), "--to", "csv")
         with open(self.path("out", "schema.json")) as f:
             tables = json.load(f)["tables"]
         names = {name for name, in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table' AND name NOT LIKE 'sqlite_%'")}
@@ -255,7 +255,7 @@ class Databases(ConvertTest):
         self.assertEqual(len(os.listdir(self.path("out"))), 2)
         for folder in os.listdir(self.path("out")):
             self.assertRegex(folder, "^config-[0-9a-f]{8}$")
-        self.convert(self.path("run"), self.path("other"), "-o", self.path("tables"))
+        self.convert(self.path("run"), self.path("other"), "-o", self.path("tables"), "--to", "csv")
         with open(self.path("tables", "runs.csv"), newline="") as f:
             self.assertEqual([row["run_id"] for row in csv.DictReader(f)], ["1", "2"])
         self.assertFalse(glob.glob(self.path("tables", "*.db*")))
@@ -283,20 +283,97 @@ class Databases(ConvertTest):
     def test_what_is_refused(self):
         self.recorded().close()
         self.refused(USAGE, says=["nothing to convert"])
-        self.refused(USAGE, self.path("run"), says=["-o"])
+        self.refused(USAGE, self.path("run"), "--to", "csv", says=["-o"])
+        self.refused(USAGE, self.path("run"), "-o", self.path("out"), says=["--to"])
+        self.refused(USAGE, self.path("run"), "-o", self.path("out"), "--to", "csv", "--tokenizer", "x", says=["--tokenizer is for"])
         self.refused(USAGE, self.path("run"), "-o", self.path("out"), "--to", "parquet", says=["parquet", "csv, tensorboard, mlflow"])
-        self.refused(USAGE, self.path("run"), "-o", self.path("run"), says=["not empty"])
-        self.refused(USAGE, self.path("run", "checkpoints", "step-00000006"), "-o", self.path("out"), says=["bulkhead export", "bulkhead import"])
-        self.refused(USAGE, self.path("run"), self.path("run", "checkpoints", "step-00000006"), "-o", self.path("out"), says=["one kind at a time"])
-        self.refused(NO_INPUT, self.path("absent"), "-o", self.path("out"), says=["absent"])
-        self.refused(DATA, self.path("config.yaml"), "-o", self.path("out"), says=["config.yaml", "--help"])
+        self.refused(USAGE, self.path("run"), "-o", self.path("run"), "--to", "csv", says=["not empty"])
+        self.refused(USAGE, self.path("run", "checkpoints", "step-00000006"), "-o", self.path("out"), "--to", "csv", says=["bulkhead export", "bulkhead import"])
+        self.refused(USAGE, self.path("run"), self.path("run", "checkpoints", "step-00000006"), "-o", self.path("out"), "--to", "csv", says=["one kind at a time"])
+        self.refused(NO_INPUT, self.path("absent"), "-o", self.path("out"), "--to", "csv", says=["absent"])
+        self.refused(DATA, self.path("config.yaml"), "-o", self.path("out"), "--to", "csv", says=["config.yaml", "--help"])
         shutil.copy(self.path("run", "run.db"), self.path("hostile.db"))
         with sqlite3.connect(self.path("hostile.db")) as db:
             db.execute("UPDATE params SET key = '../../../../../stolen' WHERE key = 'run.name'")
         self.refused(DATA, self.path("hostile.db"), "-o", self.path("out"), "--to", "mlflow", says=["stolen", "leads out"])
         with open(self.path("cut.db"), "wb") as f:
             f.write(self.bytes_of("run", "run.db")[:30000])
-        self.refused(DATA, self.path("cut.db"), "-o", self.path("out"), says=["cut.db"])
+        self.refused(DATA, self.path("cut.db"), "-o", self.path("out"), "--to", "csv", says=["cut.db"])
+
+
+class Shards(ConvertTest):
+    TEXTS = ["the cat sat on the mat", "", " a  b\n\nc", "it isn't 1234567, is it?"] * 40
+
+    def write_wide(self, path, tokens):
+        with open(path, "wb") as f:
+            f.write(struct.pack("<256i", 20240801, 7, len(tokens), *[0] * 253) + struct.pack(f"<{len(tokens)}I", *tokens))
+
+    def test_shards_of_either_width_train_and_are_evaluated_alike(self):
+        """Without a dataset.json beside them, as llm.c leaves them."""
+        self.dataset()
+        narrow = [self.path(f"{split}-00000.bin") for split in ("train", "val")]
+        done = self.convert(*narrow, "-o", self.path("wide"), "--to", "uint32")
+        self.assertIn("22000 tokens of uint32", done.stdout)
+        wide = [self.path("wide", os.path.basename(path)) for path in narrow]
+        for a, b in zip(narrow, wide):
+            self.write_wide(self.path("want.bin"), struct.unpack(f"<{(os.path.getsize(a) - 1024) // 2}H", self.bytes_of(a)[1024:]))
+            self.assertEqual(self.bytes_of(b), self.bytes_of("want.bin"))
+            self.convert(b, "-o", self.path("back.bin"), "--to", "uint16")
+            self.assertEqual(self.bytes_of("back.bin"), self.bytes_of(a))
+        config, losses = self.config(train=dict(steps=3), diagnostics=dict(ranks=0)), []
+        for run, files in (("narrow", narrow), ("wide-run", wide)):
+            db = self.train(1, config, run, f"data.train={files[0].replace('00000', '*')}", f"data.validation={files[1]}")
+            said = subprocess.run([harness.BULKHEAD, "eval", self.path(run), "--shards", files[1].replace("00000", "*"), "--json"], capture_output=True, text=True)
+            losses.append((self.losses(db), {k: v for k, v in json.loads(said.stdout).items() if k not in ("model", "data")}))
+        self.assertEqual(losses[0], losses[1])
+        self.assertIn("loss", losses[0][1])
+        code, _, err = self.launch(1, self.config("none.yaml", model=dict(vocab=None), diagnostics=dict(ranks=0)), "none")
+        self.assertEqual(code, 78, err)
+        self.assertIn("model.vocab is not set and there is no dataset.json", err)
+
+    def test_ids_that_do_not_fit_are_named(self):
+        self.write_wide(self.path("a.bin"), [5] * 70000 + [65535, 65536, 7])
+        self.refused(DATA, self.path("a.bin"), "-o", self.path("b.bin"), "--to", "uint16", says=["a.bin: token 70001 is id 65536", "0 to 65535"])
+        self.write_wide(self.path("a.bin"), [5, 1 << 31])
+        self.refused(DATA, self.path("a.bin"), "-o", self.path("b.bin"), "--to", "uint32", says=["a.bin: token 1 is id 2147483648"])
+        tokenizer = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "golden", "tokenizers", "gpt2.json")
+        self.write_wide(self.path("a.bin"), [419, 420])
+        self.refused(DATA, self.path("a.bin"), "-o", self.path("out"), "--to", "dataset", "--tokenizer", tokenizer, says=["token 1 is id 420", "0 to 419"])
+        self.refused(USAGE, self.path("a.bin"), "-o", self.path("out"), "--to", "dataset", says=["--tokenizer"])
+        self.refused(USAGE, self.path("a.bin"), self.path("a.bin"), "-o", self.path("out"), "--to", "uint16", says=["two shards are called a.bin"])
+        self.refused(USAGE, self.path("a.bin"), "-o", self.path("out"), "--to", "csv", says=["uint16, uint32, dataset"])
+        os.truncate(self.path("a.bin"), 1027)
+        self.refused(DATA, self.path("a.bin"), "-o", self.path("b.bin"), "--to", "uint16", says=["a.bin is damaged"])
+
+    def test_shards_get_the_dataset_json_that_they_lack(self):
+        """What prepare wrote loses its JSON and gets it back; llm.c's order of end tokens is known."""
+        with open(self.path("text.jsonl"), "w") as f:
+            f.writelines(json.dumps(dict(text=text)) + "\n" for text in self.TEXTS)
+        tokenizer = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "golden", "tokenizers", "gpt2.json")
+        done = subprocess.run([harness.BULKHEAD, "prepare", self.path("text.jsonl"), "-o", self.path("data"), "--tokenizer", tokenizer,
+                               "--val-fraction", "0.2"], capture_output=True, text=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        with open(self.path("data", "dataset.json")) as f:
+            want = json.load(f)
+        shards = sorted(glob.glob(self.path("data", "*.bin")))
+        self.convert(*shards, "-o", self.path("again"), "--to", "dataset", "--tokenizer", tokenizer)
+        with open(self.path("again", "dataset.json")) as f:
+            got = json.load(f)
+        for key in ("tokenizer", "tokenizer_xxh3_128", "vocab", "eos_id", "document_token", "token_bytes"):
+            self.assertEqual(got[key], want[key], key)
+        for split in ("train", "validation"):
+            for key in ("shards", "documents", "tokens", "bytes", "unigram_entropy_nats"):
+                self.assertEqual(got[split][key], want[split][key], (split, key))
+        for path in shards:
+            self.assertEqual(self.bytes_of("again", os.path.basename(path)), self.bytes_of(path))
+        harness.write_shard(self.path("fineweb_val_000000.bin"), [0, 5, 6])
+        harness.write_shard(self.path("fineweb_train_000001.bin"), [0, 5, 6, 0, 7])
+        self.convert(self.path("fineweb_val_000000.bin"), self.path("fineweb_train_000001.bin"), "-o", self.path("fineweb"), "--to", "dataset",
+                     "--tokenizer", tokenizer)
+        with open(self.path("fineweb", "dataset.json")) as f:
+            got = json.load(f)
+        self.assertEqual((got["document_token"], got["train"]["tokens"], got["train"]["documents"], got["validation"]["tokens"]), ("leads", 5, 2, 3))
+        self.assertEqual(sorted(os.listdir(self.path("fineweb"))), ["dataset.json", "tokenizer.json", "train-00000.bin", "val-00000.bin"])
 
 
 if __name__ == "__main__":

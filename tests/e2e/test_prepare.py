@@ -65,10 +65,12 @@ class Prepare(harness.RunTest):
         self.write("a.txt", TEXT.encode())
         self.write("b.txt.gz", gzip.compress(TEXT.encode()))
         self.write("c.jsonl", b"".join(json.dumps({"body": TEXT[i : i + 500]}).encode() + b"\n" for i in range(9)))
-        self.prepare("a.txt", "b.txt.gz", "c.jsonl", "-o", "out", "--vocab", "330", "--field", "body")
+        with gzip.open(self.path("c4-train.00000-of-01024.json.gz"), "wt") as f:
+            f.writelines(json.dumps({"body": f"page {i}", "timestamp": "2019-04-25T12:57:54Z", "url": "https://x"}) + "\n" for i in range(5))
+        self.prepare("a.txt", "b.txt.gz", "c.jsonl", "c4-train.00000-of-01024.json.gz", "-o", "out", "--vocab", "330", "--field", "body")
         with open(self.path("out/dataset.json")) as f:
             info = json.load(f)
-        self.assertEqual([s["documents"] for s in info["sources"]], [1, 1, 9])
+        self.assertEqual([s["documents"] for s in info["sources"]], [1, 1, 9, 5])
         self.prepare("a.txt", "-o", "again", "--tokenizer", "out/tokenizer.model")
         with open(self.path("again/dataset.json")) as f:
             self.assertEqual(json.load(f)["tokenizer_xxh3_128"], info["tokenizer_xxh3_128"])
@@ -108,7 +110,7 @@ class Prepare(harness.RunTest):
         self.refused(DATA, "empty.txt", "-o", "out", says=["no text"])
         self.refused(DATA, "-", "-o", "out", data=b"", says=["no text"])
         self.refused(DATA, "binary.txt", "-o", "out", says=["binary.txt", "binary"])
-        self.refused(DATA, "cut.txt.gz", "-o", "out", says=["cut.txt.gz", "truncated"])
+        self.refused(DATA, "cut.txt.gz", "-o", "out", says=["cut.txt.gz", "truncated", f"byte {len(gzip.compress(TEXT.encode())) - 9}"])
         self.refused(DATA, "bad.jsonl", "-o", "out", says=["bad.jsonl:2"])
         self.refused(DATA, "-", "-o", "out", data=b"one line\n", says=["vocabulary of 32000", "or less"])
         self.refused(NO_INPUT, "bad.jsonl", "-o", "out", "--tokenizer", "none.model", says=["none.model"])

@@ -10,9 +10,9 @@
 
 static const char help[] = "usage: bulkhead prepare INPUT... -o DIR [OPTION...]\n"
                            "\n"
-                           "Turns text (.txt or .jsonl, plain, .gz or .zst; - is standard input) into what\n"
-                           "`bulkhead train` reads: DIR/tokenizer.model, train-*.bin, val-*.bin and\n"
-                           "dataset.json. DIR must not exist or be empty; it appears only when it is whole.\n"
+                           "Turns text (.txt, .jsonl or .json of lines, plain, .gz or .zst; - is standard\n"
+                           "input) into what `bulkhead train` reads: DIR/tokenizer.model, train-*.bin,\n"
+                           "val-*.bin and dataset.json. DIR must not exist or be empty; it appears whole.\n"
                            "\n"
                            "  -o, --output DIR    the folder to write\n"
                            "  --vocab N           train a SentencePiece model of N ids on the text (32000)\n"
