@@ -281,13 +281,9 @@ static status add_run(findings_study *study, const source *from, sqlite3_stmt *q
     return STATUS_OK;
 }
 
-/* One transaction: a live run's tables are read as of one moment. */
 static status read_runs(findings_study *study, const source *from) {
     sqlite3_stmt *q = NULL;
-    int rc = sqlite3_exec(from->db, "BEGIN", NULL, NULL, NULL);
-    if (rc == SQLITE_OK) rc = sqlite3_prepare_v2(from->db, sql_runs, -1, &q, NULL);
-    if (rc != SQLITE_OK) return reading_failure(from->path, from->db, rc);
-    status result = STATUS_OK;
+    status result = reading_ask(from->path, from->db, sql_runs, &q);
     while (result == STATUS_OK) {
         bool row = false;
         result = reading_row(from->path, from->db, q, &row);
@@ -300,9 +296,8 @@ static status read_runs(findings_study *study, const source *from) {
 
 status findings_read(findings_study *study, const char *path) {
     source from = {.path = path};
-    TRY(reading_open(path, &from.db));
-    status result = reading_check(path, from.db);
-    if (result == STATUS_OK) result = read_runs(study, &from);
+    TRY(reading_begin(path, &from.db));
+    status result = read_runs(study, &from);
     sqlite3_close(from.db);
     return result;
 }

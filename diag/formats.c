@@ -15,10 +15,7 @@ static status out_of_memory(void) {
 }
 
 status formats_ask(const formats *f, sqlite3_stmt **q, const char *sql) {
-    int rc = sqlite3_prepare_v2(f->db, sql, -1, q, NULL);
-    if (rc == SQLITE_OK) return STATUS_OK;
-    if ((rc & 0xff) != SQLITE_ERROR) return reading_failure(f->path, f->db, rc);
-    return status_fail(STATUS_DATA, "%s is not a whole run database: %s", f->path, sqlite3_errmsg(f->db));
+    return reading_ask(f->path, f->db, sql, q);
 }
 
 /* ---- files ---- */
@@ -197,10 +194,7 @@ static status count_runs(const formats *f) {
 
 /* ---- the folder ---- */
 
-/* All of it at one moment, which another process may be writing. */
 static status write_all(formats *f, formats_kind kind) {
-    if (sqlite3_exec(f->db, "BEGIN", NULL, NULL, NULL) != SQLITE_OK)
-        return reading_failure(f->path, f->db, sqlite3_errcode(f->db));
     switch (kind) {
     case FORMATS_CSV:
         TRY(count_runs(f));
@@ -215,9 +209,8 @@ static status write_all(formats *f, formats_kind kind) {
 
 static status write_from(const char *database, formats_kind kind, const char *folder, formats_counts *out) {
     formats f = {.path = database, .folder = folder, .counts = out};
-    TRY(reading_open(database, &f.db));
-    status s = reading_check(database, f.db);
-    if (s == STATUS_OK) s = write_all(&f, kind);
+    TRY(reading_begin(database, &f.db));
+    status s = write_all(&f, kind);
     sqlite3_close(f.db);
     return s;
 }

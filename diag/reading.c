@@ -70,6 +70,26 @@ status reading_check(const char *path, sqlite3 *db) {
     return schema_check(db, path);
 }
 
+status reading_begin(const char *given, sqlite3 **db) {
+    TRY(reading_open(given, db));
+    status s = reading_check(given, *db);
+    if (s == STATUS_OK) {
+        int rc = sqlite3_exec(*db, "BEGIN", NULL, NULL, NULL);
+        if (rc == SQLITE_OK) return STATUS_OK;
+        s = reading_failure(given, *db, rc);
+    }
+    sqlite3_close(*db);
+    *db = NULL;
+    return s;
+}
+
+status reading_ask(const char *path, sqlite3 *db, const char *sql, sqlite3_stmt **q) {
+    int rc = sqlite3_prepare_v2(db, sql, -1, q, NULL);
+    if (rc == SQLITE_OK) return STATUS_OK;
+    if ((rc & 0xff) != SQLITE_ERROR) return reading_failure(path, db, rc);
+    return status_fail(STATUS_DATA, "%s is not a whole run database: %s", path, sqlite3_errmsg(db));
+}
+
 status reading_row(const char *path, sqlite3 *db, sqlite3_stmt *q, bool *row) {
     int rc = sqlite3_step(q);
     *row = rc == SQLITE_ROW;

@@ -15,6 +15,14 @@ status reading_open(const char *given, struct sqlite3 **db);
 /* DATA when the database is not of a run, or of a newer version's. path: for the message. */
 status reading_check(const char *path, struct sqlite3 *db);
 
+/* reading_open and reading_check, and a transaction, so that what another process may be writing is read as of one
+ * moment. The caller closes *db, which is NULL after a failure. */
+status reading_begin(const char *given, struct sqlite3 **db);
+
+/* A statement. DATA when the database lacks a table or column of it, else reading_failure's failures; the caller
+ * finalizes *q. */
+status reading_ask(const char *path, struct sqlite3 *db, const char *sql, struct sqlite3_stmt **q);
+
 /* What SQLite's code rc says about a reading that failed: DATA or IO. */
 status reading_failure(const char *path, struct sqlite3 *db, int rc);
 

@@ -148,47 +148,37 @@ static status put_run(page *p, const report_source *from) {
     return result;
 }
 
-/* One transaction: a live run's tables are read as of one moment. */
 static status put_runs(page *p, sqlite3 *db, const char *path, const report_request *r, int64_t esd_bytes) {
     sqlite3_stmt *q = NULL;
     report_source from = {.db = db, .path = path, .request = r, .esd_bytes = esd_bytes};
-    int rc = sqlite3_exec(db, "BEGIN", NULL, NULL, NULL);
-    if (rc == SQLITE_OK) rc = sqlite3_prepare_v2(db, "SELECT run_id, uuid FROM runs ORDER BY run_id", -1, &q, NULL);
-    if ((rc & 0xff) == SQLITE_ERROR)
-        return status_fail(STATUS_DATA, "%s is not a whole run database: %s", path, sqlite3_errmsg(db));
-    status result = STATUS_OK;
-    while (rc == SQLITE_OK && result == STATUS_OK) {
-        bool known;
-        int step = sqlite3_step(q);
-        if (step == SQLITE_DONE) break;
-        if (step != SQLITE_ROW) rc = step;
-        if (rc != SQLITE_OK) break;
+    status result = reading_ask(path, db, "SELECT run_id, uuid FROM runs ORDER BY run_id", &q);
+    while (result == STATUS_OK) {
+        bool row, known;
+        result = reading_row(path, db, q, &row);
+        if (result != STATUS_OK || !row) break;
         result = note_run(p, (const char *)sqlite3_column_text(q, 1), &known);
         from.run_id = sqlite3_column_int64(q, 0);
         if (result == STATUS_OK && !known) result = put_run(p, &from);
     }
     sqlite3_finalize(q);
-    return rc == SQLITE_OK ? result : reading_failure(path, db, rc);
+    return result;
 }
 
 static status put_database(page *p, const char *path, const report_request *r, int64_t esd_bytes) {
-    sqlite3 *db = NULL;
-    TRY(reading_open(path, &db));
-    status result = reading_check(path, db);
-    if (result == STATUS_OK) result = put_runs(p, db, path, r, esd_bytes);
+    sqlite3 *db;
+    TRY(reading_begin(path, &db));
+    status result = put_runs(p, db, path, r, esd_bytes);
     sqlite3_close(db);
     return result;
 }
 
 static status count_runs(const char *path, int64_t *runs) {
-    sqlite3 *db = NULL;
+    sqlite3 *db;
     sqlite3_stmt *q = NULL;
     bool row = false;
-    TRY(reading_open(path, &db));
-    status result = reading_check(path, db);
-    int rc = result == STATUS_OK ? sqlite3_prepare_v2(db, "SELECT count(*) FROM runs", -1, &q, NULL) : SQLITE_OK;
-    if (rc != SQLITE_OK) result = reading_failure(path, db, rc);
-    if (q) result = reading_row(path, db, q, &row);
+    TRY(reading_begin(path, &db));
+    status result = reading_ask(path, db, "SELECT count(*) FROM runs", &q);
+    if (result == STATUS_OK) result = reading_row(path, db, q, &row);
     if (row) *runs += sqlite3_column_int64(q, 0);
     sqlite3_finalize(q);
     sqlite3_close(db);

@@ -12,10 +12,7 @@ status report_out_of_memory(void) {
 }
 
 status report_ask(const report_source *from, const char *sql, sqlite3_stmt **q) {
-    int rc = sqlite3_prepare_v2(from->db, sql, -1, q, NULL);
-    if ((rc & 0xff) == SQLITE_ERROR)
-        return status_fail(STATUS_DATA, "%s is not a whole run database: %s", from->path, sqlite3_errmsg(from->db));
-    if (rc != SQLITE_OK) return reading_failure(from->path, from->db, rc);
+    TRY(reading_ask(from->path, from->db, sql, q));
     sqlite3_bind_int64(*q, 1, from->run_id);
     sqlite3_bind_text(*q, 2, from->request->form, -1, SQLITE_STATIC);
     sqlite3_bind_text(*q, 3, from->request->part, -1, SQLITE_STATIC);
