@@ -6,7 +6,12 @@
 
 #include "comm/channel.h"
 
-enum { PATTERNS = 3, ROWS = 2048, COLS = 4096, COUNT = ROWS * COLS, BUSY = 4096, STEPS = 40, HEAD_BYTES = 136 };
+enum { PATTERNS = 3, ROWS = 2048, COLS = 4096, COUNT = ROWS * COLS, STEPS = 40, HEAD_BYTES = 136 };
+
+/* Sides of the products that keep the queue busy: small with BULKHEAD_TEST_SMALL set, for a run under compute-sanitizer. */
+static int64_t busy_side(void) {
+    return getenv("BULKHEAD_TEST_SMALL") ? 256 : 4096;
+}
 
 /* The parts leave out COUNT/4 values between them. */
 enum { FIRST = COUNT / 4 + 3, GAP = COUNT / 4, REST = COUNT - FIRST - GAP, CARRIED = FIRST + REST };
@@ -56,7 +61,7 @@ static void open_device(device *d) {
         free(x);
     }
     for (int i = 0; i < 3; i++) {
-        d->square[i] = o->alloc(o, (size_t)BUSY * BUSY * sizeof(float));
+        d->square[i] = o->alloc(o, (size_t)(busy_side() * busy_side()) * sizeof(float));
         assert_non_null(d->square[i]);
     }
     d->parts[0] = (offload_part){d->weights, FIRST * sizeof(float)};
@@ -81,8 +86,9 @@ static tensor matrix(float *data, int64_t rows, int64_t cols) {
 /* A step: milliseconds of work in each second one, then the weights of that step. */
 static void update(device *d, int64_t step) {
     ops *o = &d->ops;
-    tensor a = matrix(d->square[0], BUSY, BUSY), b = matrix(d->square[1], BUSY, BUSY),
-           y = matrix(d->square[2], BUSY, BUSY);
+    int64_t side = busy_side();
+    tensor a = matrix(d->square[0], side, side), b = matrix(d->square[1], side, side),
+           y = matrix(d->square[2], side, side);
     for (int i = 0; i < 3 && step % 2 == 0; i++) o->matmul(o, y, a, false, b, false, 0);
     o->copy(o, matrix(d->weights, ROWS, COLS), matrix(d->pattern[step % PATTERNS], ROWS, COLS));
 }
