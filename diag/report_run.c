@@ -5,12 +5,11 @@
 #include "diag/reading.h"
 #include "diag/report_bins.h"
 #include "diag/report_esd.h"
+#include "diag/report_series.h"
 
 #include <sqlite3.h>
 #include <stdbool.h>
 #include <string.h>
-
-enum { SQL_BYTES = 1024 };
 
 /* ---------------------------------------------------------------- rows */
 
@@ -58,48 +57,6 @@ static status facts_of(const report_source *from, const char *sql, json_t *to) {
 
 /* ---------------------------------------------------------------- series */
 
-/* Bins of the steps that the statement has in its first column; counted first, then read. */
-static status read_bins(const report_source *from, const char *steps, report_bins *bins) {
-    char counting[SQL_BYTES];
-    sqlite3_stmt *q = NULL;
-    bool row = false;
-    sqlite3_snprintf(sizeof counting, counting, "SELECT count(*) FROM (%s)", steps);
-    status result = report_ask(from, counting, &q);
-    if (result == STATUS_OK) result = reading_row(from->path, from->db, q, &row);
-    report_bins_begin(bins, row ? sqlite3_column_int64(q, 0) : 0);
-    sqlite3_finalize(q);
-    q = NULL;
-    if (result == STATUS_OK) result = report_ask(from, steps, &q);
-    while (result == STATUS_OK) {
-        result = reading_row(from->path, from->db, q, &row);
-        if (result != STATUS_OK || !row) break;
-        report_bins_add(bins, sqlite3_column_int64(q, 0));
-    }
-    sqlite3_finalize(q);
-    return result;
-}
-
-/* The rows (step, layer, one value a column) into a grid of [columns, layers]. */
-static status read_grid(const report_source *from, const char *sql, const report_bins *bins, int columns, int layers,
-                        report_grid *g) {
-    sqlite3_stmt *q = NULL;
-    bool row = false;
-    TRY(report_grid_open(g, columns * layers, bins->count));
-    status result = report_ask(from, sql, &q);
-    while (result == STATUS_OK) {
-        result = reading_row(from->path, from->db, q, &row);
-        if (result != STATUS_OK || !row) break;
-        int bin = report_bins_find(bins, sqlite3_column_int64(q, 0));
-        int64_t layer = sqlite3_column_int64(q, 1);
-        if (bin < 0 || layer < 0 || layer >= layers) continue;
-        for (int c = 0; result == STATUS_OK && c < columns; c++)
-            result = report_grid_add(g, bin, c * layers + (int)layer, reading_real(q, 2 + c));
-    }
-    sqlite3_finalize(q);
-    report_grid_finish(g);
-    return result;
-}
-
 static json_t *bins_json(const report_bins *bins) {
     json_t *series = json_object(), *first = json_array(), *last = json_array(), *rows = json_array();
     for (int i = 0; i < bins->count; i++) {
@@ -135,8 +92,8 @@ static status put_metrics(const report_source *from, json_t *run, const char *ke
                           const char *const *names, int count) {
     report_bins bins;
     report_grid g = {0};
-    TRY(read_bins(from, sql, &bins));
-    status result = read_grid(from, sql, &bins, count, 1, &g);
+    TRY(report_read_bins(from, sql, &bins));
+    status result = report_read_grid(from, sql, &bins, count, 1, &g);
     if (result == STATUS_OK)
         result = put_series(run, key, bins_json(&bins), names, count, 1, &bins, g.median, g.max, report_floats);
     report_grid_close(&g);
@@ -165,21 +122,6 @@ static status read_heads(const report_source *from, json_t *heads) {
     return result;
 }
 
-/* A heat map's rows; malloc'ed by SQLite. NULL: out of memory. */
-static char *layers_sql(const report_source *from, const char *stat) {
-    sqlite3_str *s = sqlite3_str_new(NULL);
-    sqlite3_str_appendall(s, "SELECT step, layer");
-    for (int i = 0; i < REPORT_COLUMNS && from->request->columns[i]; i++) {
-        sqlite3_str_appendall(s, ", ");
-        report_put_column(from, s, "layer_spectra", from->request->columns[i]);
-    }
-    sqlite3_str_appendf(s,
-                        " FROM layer_spectra WHERE run_id = ?1 AND form = ?2 AND part = ?3 AND stat = '%s'"
-                        " ORDER BY step, layer",
-                        stat);
-    return sqlite3_str_finish(s);
-}
-
 static status put_spectra(const report_source *from, json_t *run) {
     static const char *const stats[] = {"median", "max"};
     report_bins bins;
@@ -191,10 +133,10 @@ static status put_spectra(const report_source *from, json_t *run) {
     int layers = (int)json_array_size(heads);
     /* What was planned and is missing has a snapshot's row, and is a gap. */
     if (result == STATUS_OK)
-        result = read_bins(from, "SELECT step FROM snapshots WHERE run_id = ?1 ORDER BY step", &bins);
+        result = report_read_bins(from, "SELECT step FROM snapshots WHERE run_id = ?1 ORDER BY step", &bins);
     for (int i = 0; result == STATUS_OK && i < 2; i++) {
-        char *sql = layers_sql(from, stats[i]);
-        result = sql ? read_grid(from, sql, &bins, columns, layers, &g[i]) : report_out_of_memory();
+        char *sql = report_layers_sql(from, stats[i]);
+        result = sql ? report_read_grid(from, sql, &bins, columns, layers, &g[i]) : report_out_of_memory();
         sqlite3_free(sql);
     }
     if (result == STATUS_OK) {
