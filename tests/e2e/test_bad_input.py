@@ -185,7 +185,7 @@ class Usage(harness.RunTest):
         code, out, _ = self.run_alone("--help")
         self.assertEqual(code, 0)
         commands = [line.split()[0] for line in out.splitlines() if line.startswith("  ")]
-        self.assertEqual(commands, ["prepare", "plan", "train", "sweep", "merge", "query", "findings", "report", "analyze",
+        self.assertEqual(commands, ["prepare", "plan", "train", "watch", "sweep", "merge", "query", "findings", "report", "analyze",
                                     "eval", "generate", "export", "import", "convert", "version"])
         for command in commands:
             code, out, err = self.run_alone(command, "--help")

@@ -38,4 +38,5 @@ status cmd_export(int argc, char **argv);
 status cmd_import(int argc, char **argv);
 status cmd_sweep(int argc, char **argv);
 status cmd_convert(int argc, char **argv);
+status cmd_watch(int argc, char **argv);
 status cmd_version(int argc, char **argv);

@@ -15,6 +15,7 @@ static const command commands[] = {
     {"prepare", "turn text into a tokenizer and token shards", cmd_prepare},
     {"plan", "parameters, memory, communication, launch lines of a configuration", cmd_plan},
     {"train", "pretrain a model (under mpirun or srun)", cmd_train},
+    {"watch", "a run while it goes on: progress, loss, spectra, events", cmd_watch},
     {"sweep", "runs over a grid of keys, side by side or as a job array, compared", cmd_sweep},
     {"merge", "unite the databases of runs in one file", cmd_merge},
     {"query", "ask a run's spectral history database", cmd_query},
