@@ -50,3 +50,63 @@ void protobuf_put_bytes(protobuf *p, int field, const void *bytes, size_t length
     append_varint(p, length);
     append(p, bytes, length);
 }
+
+static bool read_varint(protobuf_reader *r, uint64_t *out) {
+    *out = 0;
+    for (int shift = 0; shift < 7 * VARINT_BYTES && r->at < r->end; shift += 7) {
+        uint64_t byte = (unsigned char)*r->at++;
+        *out |= (byte & 0x7F) << shift;
+        if (byte < 0x80) return true;
+    }
+    return false;
+}
+
+static bool read_bytes(protobuf_reader *r, protobuf_field *out, uint64_t length) {
+    if (length > (uint64_t)(r->end - r->at)) return false;
+    out->bytes = r->at;
+    out->length = (size_t)length;
+    r->at += length;
+    return true;
+}
+
+static bool read_fixed(protobuf_reader *r, protobuf_field *out, size_t bytes) {
+    if (!read_bytes(r, out, bytes)) return false;
+    memcpy(&out->integer, out->bytes, bytes);
+    out->bytes = NULL;
+    out->length = 0;
+    return true;
+}
+
+static bool read_field(protobuf_reader *r, protobuf_field *out) {
+    uint64_t tag, length;
+    if (!read_varint(r, &tag)) return false;
+    out->number = (int)(tag >> 3);
+    switch (tag & 7) {
+    case WIRE_VARINT:
+        return read_varint(r, &out->integer);
+    case WIRE_64:
+        return read_fixed(r, out, sizeof(double));
+    case WIRE_32:
+        return read_fixed(r, out, sizeof(float));
+    case WIRE_BYTES:
+        return read_varint(r, &length) && read_bytes(r, out, length);
+    default:
+        return false;
+    }
+}
+
+bool protobuf_next(protobuf_reader *r, protobuf_field *out) {
+    protobuf_reader before = *r;
+    *out = (protobuf_field){0};
+    if (r->at == r->end) return false;
+    if (read_field(r, out)) return true;
+    *r = before;
+    return false;
+}
+
+float protobuf_float(const protobuf_field *f) {
+    uint32_t bits = (uint32_t)f->integer;
+    float value;
+    memcpy(&value, &bits, sizeof value);
+    return value;
+}

@@ -1,6 +1,7 @@
 #include "trainer/convert.h"
 
 #include "core/file.h"
+#include "data/recast.h"
 #include "data/reshard.h"
 #include "data/shard.h"
 #include "diag/formats.h"
@@ -16,8 +17,9 @@
 
 /* ---- what the inputs are ---- */
 
-typedef enum kind { KIND_DATABASE, KIND_SHARD, KIND_MODEL } kind;
-static const char *const kind_names[] = {"a run's database", "a token shard", "a model"};
+typedef enum kind { KIND_DATABASE, KIND_SHARD, KIND_PIECES, KIND_JSON, KIND_MODEL } kind;
+static const char *const kind_names[] = {"a run's database", "a token shard", "a SentencePiece model",
+                                         "a tokenizer.json", "a model"};
 
 static bool holds(const char *folder, const char *name) {
     char *path = file_join(folder, name);
@@ -52,9 +54,16 @@ static status kind_of_file(const char *path, kind *out) {
     ssize_t got = fd < 0 ? -1 : read(fd, start, sizeof start);
     if (fd >= 0) close(fd);
     if (got < 0) return status_fail(STATUS_NO_INPUT, "cannot read %s: %s", path, strerror(errno));
-    bool is_shard = shard_token_bytes(start, (size_t)got) > 0;
-    if (!is_shard && memcmp(start, database, sizeof database) != 0) return unknown(path);
-    *out = is_shard ? KIND_SHARD : KIND_DATABASE;
+    if (shard_token_bytes(start, (size_t)got) > 0)
+        *out = KIND_SHARD;
+    else if (memcmp(start, database, sizeof database) == 0)
+        *out = KIND_DATABASE;
+    else if (start[0] == '{')
+        *out = KIND_JSON;
+    else if (start[0] == '\n' && (start[2] == '\n' || start[3] == '\n')) /* a piece, and in it its text */
+        *out = KIND_PIECES;
+    else
+        return unknown(path);
     return STATUS_OK;
 }
 
@@ -125,14 +134,29 @@ static status to_dataset(const convert_request *r, FILE *out) {
     return STATUS_OK;
 }
 
+static status to_tokenizer(const convert_request *r, status (*recast)(const char *in, const char *out), FILE *out) {
+    if (r->count > 1) return status_fail(STATUS_USAGE, "one tokenizer at a time, not %d", r->count);
+    TRY(recast(r->inputs[0], r->output));
+    fprintf(out, "%s: the same ids in a trial of random texts\n", r->output);
+    return STATUS_OK;
+}
+
+static status to_json(const convert_request *r, FILE *out) {
+    return to_tokenizer(r, recast_to_json, out);
+}
+static status to_pieces(const convert_request *r, FILE *out) {
+    return to_tokenizer(r, recast_to_model, out);
+}
+
 static const struct conversion {
     kind from;
     const char *to;
     status (*run)(const convert_request *r, FILE *out);
 } conversions[] = {
-    {KIND_DATABASE, "csv", to_csv},       {KIND_DATABASE, "tensorboard", to_tensorboard},
-    {KIND_DATABASE, "mlflow", to_mlflow}, {KIND_SHARD, "uint16", to_uint16},
-    {KIND_SHARD, "uint32", to_uint32},    {KIND_SHARD, "dataset", to_dataset},
+    {KIND_DATABASE, "csv", to_csv},           {KIND_DATABASE, "tensorboard", to_tensorboard},
+    {KIND_DATABASE, "mlflow", to_mlflow},     {KIND_SHARD, "uint16", to_uint16},
+    {KIND_SHARD, "uint32", to_uint32},        {KIND_SHARD, "dataset", to_dataset},
+    {KIND_PIECES, "tokenizer.json", to_json}, {KIND_JSON, "tokenizer.model", to_pieces},
 };
 enum { CONVERSIONS = sizeof conversions / sizeof *conversions };
 

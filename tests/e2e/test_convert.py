@@ -376,5 +376,38 @@ class Shards(ConvertTest):
         self.assertEqual(sorted(os.listdir(self.path("fineweb"))), ["dataset.json", "tokenizer.json", "train-00000.bin", "val-00000.bin"])
 
 
+class Tokenizers(ConvertTest):
+    GOLDEN = os.path.join(os.path.dirname(os.path.abspath(__file__)), "..", "golden", "tokenizers")
+
+    def test_there_and_back(self):
+        json_file = os.path.join(self.GOLDEN, "llama2.json")
+        self.assertIn("the same ids", self.convert(json_file, "-o", self.path("t.model"), "--to", "tokenizer.model").stdout)
+        self.convert(self.path("t.model"), "-o", self.path("t.json"), "--to", "tokenizer.json")
+        with open(json_file) as a, open(self.path("t.json")) as b:
+            want, got = json.load(a), json.load(b)
+        for key in ("normalizer", "pre_tokenizer", "decoder", "added_tokens"):
+            self.assertEqual(got[key], want[key], key)
+        for key in ("vocab", "byte_fallback", "fuse_unk", "unk_token"):
+            self.assertEqual(got["model"][key], want["model"][key], key)
+        with open(self.path("text.txt"), "w") as f:
+            f.writelines(f"spectra of head {i}: it isn't  flat \u4e2d\n" for i in range(300))
+        for name, tokenizer in (("a", json_file), ("b", self.path("t.model")), ("c", self.path("t.json"))):
+            done = subprocess.run([harness.BULKHEAD, "prepare", self.path("text.txt"), "-o", self.path(name), "--tokenizer", tokenizer], capture_output=True)
+            self.assertEqual(done.returncode, 0, done.stderr)
+            self.assertEqual(self.bytes_of(name, "train-00000.bin"), self.bytes_of("a", "train-00000.bin"))
+
+    def test_what_has_no_other_kind(self):
+        for kind, says in (("gpt2", "write spaces"), ("gemma", "write spaces"), ("metaspace", "write spaces"), ("unknowns", "each byte")):
+            self.refused(DATA, os.path.join(self.GOLDEN, kind + ".json"), "-o", self.path("t.model"), "--to", "tokenizer.model", says=[kind, says])
+        with open(self.path("text.txt"), "w") as f:
+            f.writelines(f"the cat {i} sat on the mat\n" for i in range(300))
+        done = subprocess.run([harness.BULKHEAD, "prepare", self.path("text.txt"), "-o", self.path("data"), "--vocab", "290"], capture_output=True)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        model = self.path("data", "tokenizer.model")
+        self.refused(DATA, model, "-o", self.path("t.json"), "--to", "tokenizer.json", says=["tokenizer.model", "unigram"])
+        self.refused(USAGE, model, model, "-o", self.path("t.json"), "--to", "tokenizer.json", says=["one tokenizer at a time"])
+        self.refused(USAGE, model, "-o", self.path("t.json"), "--to", "tokenizer.model", says=["a SentencePiece model, which becomes tokenizer.json"])
+
+
 if __name__ == "__main__":
     unittest.main()

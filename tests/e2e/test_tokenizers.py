@@ -68,7 +68,7 @@ class Tokenizers(harness.RunTest):
         self.bulkhead("prepare", self.path(name + ".jsonl"), "-o", self.path(name), "--tokenizer", tokenizer, "--val-fraction", "0")
         with open(self.path(name, "dataset.json")) as f:
             info = json.load(f)
-        self.assertEqual(info["tokenizer"], "tokenizer.json")
+        self.assertEqual(info["tokenizer"], os.path.basename(tokenizer) if "model" in tokenizer else "tokenizer.json")
         with open(self.path(name, "train-00000.bin"), "rb") as f:
             data = f.read()[1024:]
         lists = [[]]
@@ -90,9 +90,11 @@ class Tokenizers(harness.RunTest):
                 self.assertEqual(ours, theirs, f"{name}, seed {seed}: {text!r}")
 
     def trained(self, tokenizer, name, variant):
+        """A run; tokenizer: a file, or how many ids to learn."""
         with open(self.path("text.txt"), "w") as f:
             f.writelines(f"the cat {i} sat on the mat and went home, didn't it?\n" for i in range(400))
-        self.bulkhead("prepare", self.path("text.txt"), "-o", self.path(name + "-data"), "--tokenizer", tokenizer)
+        self.bulkhead("prepare", self.path("text.txt"), "-o", self.path(name + "-data"), "--vocab" if isinstance(tokenizer, int)
+                      else "--tokenizer", str(tokenizer))
         config = self.config(name + ".yaml", model=dict(vocab=None), train=dict(steps=3), attention=dict(variant=variant),
                              diagnostics=dict(ranks=0),
                              data=dict(train=self.path(name + "-data", "train-*.bin"), validation=self.path(name + "-data", "val-*.bin")))
@@ -125,14 +127,16 @@ class Tokenizers(harness.RunTest):
         with open(os.path.join(GOLDEN, "cases.json")) as f:
             texts = [t for t in json.load(f)["texts"] if t and "\0" not in t and "<" not in t and t[0] != "\ufeff"]
         exports = {}
-        for kind in ("gpt2", "llama3", "llama2"):
-            run = self.trained(os.path.join(GOLDEN, kind + ".json"), kind, "mha")
+        texts = [t for t in texts if "\u2581" not in t]  # which SentencePiece reads as a space, and our own models keep
+        for kind in ("gpt2", "llama3", "llama2", "pieces"):
+            run = self.trained(300 if kind == "pieces" else os.path.join(GOLDEN, kind + ".json"), kind, "mha")
             self.bulkhead("export", run, "-o", self.path(kind + "-out"))
             exports[kind] = self.path(kind + "-out")
         said = self.by(BY_TRANSFORMERS, given="".join(json.dumps([out, texts]) + "\n" for out in exports.values()))
         for (kind, out), line in zip(exports.items(), said.splitlines(), strict=True):
             theirs = json.loads(line)
-            self.assertEqual(theirs["ids"], self.encoded(os.path.join(out, "tokenizer.json"), texts, kind + "-ids"), kind)
+            self.assertEqual(theirs["ids"], self.encoded(os.path.join(out, "tokenizer.model" if kind == "pieces" else "tokenizer.json"), texts,
+                                                          kind + "-ids"), kind)
             with open(os.path.join(out, "config.json")) as f:
                 config = json.load(f)
             self.assertEqual((theirs["bos"], theirs["eos"]), (config["bos_token_id"], config["eos_token_id"]))

@@ -26,7 +26,7 @@ static const command commands[] = {
     {"generate", "go on with a text, token by token", cmd_generate},
     {"export", "a trained model in Hugging Face's format", cmd_export},
     {"import", "a model in Hugging Face's format, to go on with its training", cmd_import},
-    {"convert", "files into other kinds: databases, token shards", cmd_convert},
+    {"convert", "files into other kinds: databases, token shards, tokenizers", cmd_convert},
     {"version", "what this program is", cmd_version},
 };
 
