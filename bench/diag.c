@@ -8,6 +8,7 @@
  * file. */
 #include "bench/times.h"
 #include "core/clock.h"
+#include "core/ops/ops.h"
 #include "diag/onset.h"
 #include "diag/store.h"
 #include "tests/unit/snapshots.h"
@@ -143,6 +144,7 @@ static status run(bench *b, int argc, char **argv) {
 }
 
 int main(int argc, char **argv) {
+    ops_cpu_begin(argv);
     static bench b;
     status s = run(&b, argc, argv);
     if (s != STATUS_OK) fprintf(stderr, "bench_diag: %s\n", status_message());

@@ -5,6 +5,7 @@
  * a step, tokens/s, achieved GFLOP/s and the share of the time inside BLAS products (those of the attention core not
  * counted). */
 #include "core/clock.h"
+#include "core/ops/ops.h"
 #include "trainer/optimizer.h"
 
 #include "bench/times.h"
@@ -73,6 +74,7 @@ static status run(const char *size, const char *variant, int64_t batch, int step
 }
 
 int main(int argc, char **argv) {
+    ops_cpu_begin(argv);
     if (argc < 4) {
         fprintf(stderr, "usage: bench_step SIZE VARIANT BATCH [STEPS [THREADS]]\n");
         return STATUS_USAGE;

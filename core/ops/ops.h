@@ -207,7 +207,11 @@ bool ops_cuda_gpu(ops_gpu *out, int device);
 int ops_cuda_built(void);
 int ops_cuda_driver(void);
 
-/* What the CPU table's products come from, for `bulkhead version`. */
+/* First in a program's main: where OpenBLAS does not know this processor and fell back to its oldest kernels, begins the
+ * program anew with OPENBLAS_CORETYPE naming better ones; does not return then. A variable that is set already is left. */
+void ops_cpu_begin(char **argv);
+
+/* What the CPU table's products come from, for `bulkhead version`; ends with the kernels that were taken. */
 const char *ops_cpu_blas(void);
 
 /* A table that computes nothing and touches no memory, but counts flops: set-up code runs over it to find out what a

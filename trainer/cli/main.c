@@ -1,6 +1,7 @@
 /* The program: finds the command, runs it, prints the one message of a failure and turns its status into the exit code.
  */
 #include "core/log.h"
+#include "core/ops/ops.h"
 #include "diag/worker.h"
 #include "trainer/cli/command.h"
 
@@ -71,6 +72,7 @@ void command_complain(const char *name) {
 }
 
 int main(int argc, char **argv) {
+    ops_cpu_begin(argv);
     if (argc < 2) {
         usage(stderr);
         return STATUS_USAGE;

@@ -370,10 +370,6 @@ static void cpu_adamw(ops *o, float *weight, float *m, float *v, const float *gr
     if (copy) cpu_cast(o, copy, weight, count);
 }
 
-const char *ops_cpu_blas(void) {
-    return openblas_get_config();
-}
-
 status ops_cpu(ops *out, int threads) {
     omp_set_dynamic(0);
     omp_set_num_threads(threads);
