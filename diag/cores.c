@@ -1,6 +1,6 @@
 /* Cores: the small matrices that have a map's nonzero singular values, and what is taken from them. One code makes
  * every score spectrum: QR of all rows, of which content is the leading block of R, and rope a small QR of R's last
- * columns.
+ * columns. Keys that come out of a latent are not formed for it: B^T = (down^T) up^T has the triangle of R_down up^T.
  *
  * With a device, square cores are left to it (diag/solver.h). The d x d map is only formed where its factors have d
  * rows or more. */
@@ -61,23 +61,45 @@ void cores_solve(const job *j, worker *w, int index, int rows, int cols) {
 
 /* ---------------------------------------------------------------- top pairs */
 
-/* How the core [rows, cols] in w->core lies, and what leads from its vectors to the map's: where A and B [count, d] are
- * given, the core is a multiple of R_A R_B^T, the column-major triangles (leading dimension ld) of A^T and B^T. */
+/* How the core [rows, cols] in w->core lies, and what leads from its vectors to the map's: where A [count, d] is given,
+ * the core is a multiple of R_A R_B^T, the column-major triangles (leading dimension ld) of A^T and B^T. B NULL: rows
+ * from `first` on of the one that w->up stands for, whose content has `content` rows. */
 typedef struct core_frame {
     int index, rows, cols;
     bool row_major;
     const double *A, *B, *RA, *RB;
-    int ld;
+    int ld, first, content;
 } core_frame;
+
+/* y [cols] = X^T x + beta y, X [rows, cols] row-major. */
+static void multiply_turned(double *y, const double *X, const double *x, int rows, int cols, double alpha,
+                            double beta) {
+    if (rows > 0) cblas_dgemv(CblasRowMajor, CblasTrans, rows, cols, alpha, X, cols, x, 1, beta, y, 1);
+}
+
+/* wide [d] = rows [first, first + n) of B, which w->up stands for, turned, times x [n]. */
+static void multiply_shared(const maps *m, worker *w, double *wide, const core_frame *c, const double *x) {
+    int d = m->width, R = m->latent, content = c->first > 0 ? 0 : c->rows < c->content ? c->rows : c->content;
+    memset(wide, 0, (size_t)d * sizeof(double));
+    if (content > 0) {
+        multiply_turned(w->tau, w->up, x, content, R, w->up_scale, 0);
+        multiply_turned(wide, w->down, w->tau, R, d, 1, 0);
+    }
+    multiply_turned(wide, w->key_rope, x + content, c->rows - content, d, 1, 1);
+}
 
 /* to [d] = the map's vector on the side of `factor` [n, d], from the core's vector on the other side, by way of that
  * side's triangle: A^T (R_B^T v) is a multiple of u. */
-static bool carry_over(const maps *m, worker *w, float *to, const double *factor, const double *triangle, int ld,
-                       const double *vector, int n) {
+static bool carry_over(const maps *m, worker *w, float *to, const core_frame *c, const double *factor,
+                       const double *triangle, const double *vector) {
     double *wide = w->factor;
-    memcpy(w->top, vector, (size_t)n * sizeof(double));
-    cblas_dtrmv(CblasColMajor, CblasUpper, CblasTrans, CblasNonUnit, n, triangle, ld, w->top, 1);
-    cblas_dgemv(CblasRowMajor, CblasTrans, n, m->width, 1, factor, m->width, w->top, 1, 0, wide, 1);
+    memcpy(w->top, vector, (size_t)c->rows * sizeof(double));
+    cblas_dtrmv(CblasColMajor, CblasUpper, CblasTrans, CblasNonUnit, c->rows, triangle, c->ld, w->top, 1);
+    if (factor) {
+        multiply_turned(wide, factor, w->top, c->rows, m->width, 1, 0);
+    } else {
+        multiply_shared(m, w, wide, c, w->top);
+    }
     double norm = cblas_dnrm2(m->width, wide, 1);
     if (!(norm > 0) || !isfinite(norm)) return false;
     for (int i = 0; i < m->width; i++) to[i] = (float)(wide[i] / norm);
@@ -112,8 +134,7 @@ static void take_pair(const job *j, worker *w, const core_frame *c) {
     if (!c->A) {
         narrow(u, core_u, x->left);
         narrow(v, core_v, x->right);
-    } else if (!carry_over(j->m, w, u, c->A, c->RB, c->ld, core_v, c->rows) ||
-               !carry_over(j->m, w, v, c->B, c->RA, c->ld, core_u, c->rows)) {
+    } else if (!carry_over(j->m, w, u, c, c->A, c->RB, core_v) || !carry_over(j->m, w, v, c, c->B, c->RA, core_u)) {
         forget_pair(j, c->index);
         return;
     }
@@ -168,22 +189,24 @@ static const double *last_columns(const maps *m, worker *w, double *R, int rows,
     return R;
 }
 
-/* Parts of factors A, B of `rows` < d rows, all finite. The parts come with the full and the content rows first: the
- * last one, rope, destroys R. */
-static void measure_by_qr(const job *j, worker *w, const double *A, const double *B, int rows, const part_rows *parts,
-                          int count) {
+/* Parts of factors of `rows` < d rows, all finite, whose triangles are in w->RA and w->RB; B may be NULL, as in a
+ * core_frame. The parts come with the full and the content rows first: the last one, rope, destroys the triangles. */
+static void measure_triangles(const job *j, worker *w, const double *A, const double *B, int rows, int content,
+                              const part_rows *parts, int count) {
     const maps *m = j->m;
-    int d = m->width;
-    memcpy(w->factor, A, (size_t)rows * (size_t)d * sizeof(double));
-    triangular_factor(m, w, d, rows, w->RA);
-    memcpy(w->factor, B, (size_t)rows * (size_t)d * sizeof(double));
-    triangular_factor(m, w, d, rows, w->RB);
     for (int i = 0; i < count; i++) {
         part_rows p = parts[i];
-        int64_t skip = (int64_t)p.first * d;
-        core_frame c = {
-            .index = p.index, .rows = p.count, .cols = p.count, .A = A + skip, .B = B + skip, .RA = w->RA, .RB = w->RB};
-        c.ld = rows;
+        int64_t skip = (int64_t)p.first * m->width;
+        core_frame c = {.index = p.index,
+                        .rows = p.count,
+                        .cols = p.count,
+                        .A = A + skip,
+                        .B = B ? B + skip : NULL,
+                        .RA = w->RA,
+                        .RB = w->RB,
+                        .ld = rows,
+                        .first = p.first,
+                        .content = content};
         if (p.first > 0) {
             c.RA = last_columns(m, w, w->RA, rows, p);
             c.RB = last_columns(m, w, w->RB, rows, p);
@@ -193,6 +216,62 @@ static void measure_by_qr(const job *j, worker *w, const double *A, const double
                     0, w->core, p.count);
         measure(j, w, &c);
     }
+}
+
+/* R [rows, rows] of a row-major factor [rows, d]. */
+static void triangle_of_rows(const maps *m, worker *w, const double *factor, int rows, double *R) {
+    memcpy(w->factor, factor, (size_t)rows * (size_t)m->width * sizeof(double));
+    triangular_factor(m, w, m->width, rows, R);
+}
+
+static void measure_by_qr(const job *j, worker *w, const double *A, const double *B, int rows, const part_rows *parts,
+                          int count) {
+    triangle_of_rows(j->m, w, A, rows, w->RA);
+    triangle_of_rows(j->m, w, B, rows, w->RB);
+    measure_triangles(j, w, A, B, rows, 0, parts, count);
+}
+
+/* w->shared, once a layer. */
+static void find_shared(const maps *m, worker *w) {
+    int R = m->latent, rope = m->chain.rope;
+    int64_t d = m->width;
+    if (w->has_shared) return;
+    w->has_shared = true;
+    w->shared_is_finite = finite_rows(w->down, R * d) && finite_rows(w->key_rope, rope * d);
+    if (!w->shared_is_finite) return;
+    memcpy(w->factor, w->down, (size_t)(R * d) * sizeof(double));
+    memcpy(w->factor + R * d, w->key_rope, (size_t)(rope * d) * sizeof(double));
+    triangular_factor(m, w, m->width, R + rope, w->shared);
+}
+
+/* w->factor [R_kv + rope, content + rope], column-major: w->shared times [up^T | 0; 0 | 1], whose triangle is B^T's. */
+static void multiply_up(const maps *m, worker *w, const family *f) {
+    int R = m->latent, ld = R + m->chain.rope, length = R + f->rope;
+    for (int j = 0; j < f->content; j++) {
+        double *column = w->factor + (int64_t)j * length;
+        for (int i = 0; i < R; i++) column[i] = w->up_scale * w->up[(int64_t)j * R + i];
+        for (int i = R; i < length; i++) column[i] = 0;
+    }
+    cblas_dtrmm(CblasColMajor, CblasLeft, CblasUpper, CblasNoTrans, CblasNonUnit, R, f->content, 1, w->shared, ld,
+                w->factor, length);
+    for (int j = 0; j < f->rope; j++)
+        memcpy(w->factor + (int64_t)(f->content + j) * length, w->shared + (int64_t)(R + j) * ld,
+               (size_t)length * sizeof(double));
+}
+
+bool cores_score_shared(const job *j, worker *w, const family *f, const part_rows *parts, int count) {
+    const maps *m = j->m;
+    int R = m->latent, rows = f->content + f->rope, length = R + f->rope;
+    if (count == 0) return true;
+    if (f->content > R || R + m->chain.rope >= m->width) return false;
+    find_shared(m, w);
+    if (!w->shared_is_finite || !finite_rows(w->A, (int64_t)rows * m->width)) return false;
+    multiply_up(m, w, f);
+    if (!finite_rows(w->factor, (int64_t)length * rows)) return false;
+    triangular_factor(m, w, length, rows, w->RB);
+    triangle_of_rows(m, w, w->A, rows, w->RA);
+    measure_triangles(j, w, w->A, NULL, rows, f->content, parts, count);
+    return true;
 }
 
 void cores_score(const job *j, worker *w, const double *A, const double *B, int rows, const part_rows *parts,

@@ -38,6 +38,7 @@ void factors_load_layer(const job *j, worker *w) {
     const chain_tensor *t = m->chain.slot;
     int d = m->width, wide = m->heads * m->chain.content, R = m->latent;
     w->c_rms = 1;
+    w->has_shared = false;
     widen(w->gain, j->tensor[CHAIN_NORM], 1, d, NULL, NULL);
     if (t[CHAIN_Q_DOWN].name)
         widen(w->q_down, j->tensor[CHAIN_Q_DOWN], m->q_latent, d, j->tensor[CHAIN_Q_NORM], w->gain);
@@ -84,14 +85,18 @@ void factors_load_left(const job *j, worker *w, const family *f, int h) {
 
 void factors_load_right(const job *j, worker *w, const family *f, int g) {
     const maps *m = j->m;
-    int content = f->content, d = m->width;
     if (!m->latent) {
         load_block(j, w, w->B, f->values ? CHAIN_OV_VALUE : CHAIN_KEY, g);
         return;
     }
     int slot = f->values ? CHAIN_OV_VALUE : CHAIN_UP;
     chain_block(w->up, &m->chain.slot[slot], j->tensor[slot], g);
-    multiply(w->B, w->up, w->down, content, d, m->latent, f->values ? 1 : 1 / w->c_rms, 0);
+    w->up_scale = f->values ? 1 : 1 / w->c_rms;
+}
+
+void factors_form_right(const maps *m, worker *w, const family *f) {
+    int content = f->content, d = m->width;
+    multiply(w->B, w->up, w->down, content, d, m->latent, w->up_scale, 0);
     memcpy(w->B + (int64_t)content * d, w->key_rope, (size_t)f->rope * (size_t)d * sizeof(double));
 }
 

@@ -178,6 +178,7 @@ static void lay_out(const maps *m, worker *w, arena *a) {
     w->left = numbers(a, left);
     w->right = numbers(a, right);
     w->up = numbers(a, head * m->latent);
+    w->shared = numbers(a, m->latent ? (m->latent + m->chain.rope) * (m->latent + m->chain.rope) : 0);
     w->A = numbers(a, head * d);
     w->B = numbers(a, head * d);
     w->layer_A = numbers(a, layer * d);
@@ -333,6 +334,8 @@ static void compute_family(const job *j, worker *w, int layer, const family *f) 
         if (g != last) factors_load_right(j, w, f, g);
         last = g;
         if (whole_count) factors_add_head(m, w, f, g);
+        if (m->latent && !channels && cores_score_shared(j, w, f, score, scores)) continue;
+        if (m->latent) factors_form_right(m, w, f);
         if (channels) cores_channel(j, w, rows, channel, channels);
         if (scores) cores_score(j, w, w->A, w->B, rows, score, scores);
     }

@@ -24,12 +24,15 @@ typedef struct family {
 enum { FAMILY_QK, FAMILY_OV, FAMILIES };
 
 typedef struct worker {
-    double *gain;              /* [d] g_in */
-    double *q_down;            /* [R_q, d] diag(g_q) W_DQ diag(g_in) */
-    double *down;              /* [R_kv, d] diag(g_kv) W_D diag(g_in) */
-    double *key_rope;          /* [D_r, d] W_KR diag(g_in) */
-    double *left, *right;      /* operands of a product on their way from fp32 */
-    double *up;                /* [D_n or D_v, R_kv] the head's W_UK or W_UV */
+    double *gain;         /* [d] g_in */
+    double *q_down;       /* [R_q, d] diag(g_q) W_DQ diag(g_in) */
+    double *down;         /* [R_kv, d] diag(g_kv) W_D diag(g_in) */
+    double *key_rope;     /* [D_r, d] W_KR diag(g_in) */
+    double *left, *right; /* operands of a product on their way from fp32 */
+    double *up;           /* [D_n or D_v, R_kv] the head's W_UK or W_UV */
+    double *shared;       /* [R_kv + D_r, R_kv + D_r] column-major, the triangle of [down; key_rope]^T */
+    bool has_shared, shared_is_finite;
+    double up_scale;           /* the head's B is up_scale up down, and the rotary rows */
     double *A, *B;             /* [D_qk or D_v, d] the head's factors */
     double *layer_A, *layer_B; /* [M, d] the layer's */
     double *factor, *tau;      /* what a QR overwrites */
@@ -91,8 +94,11 @@ void factors_load_layer(const job *j, worker *w);
 /* w->A of head h. */
 void factors_load_left(const job *j, worker *w, const family *f, int h);
 
-/* w->B of kv head g: a key's content rows divided by c_rms. With a latent also w->up. */
+/* w->B of kv head g, or with a latent what it is made of: w->up. */
 void factors_load_right(const job *j, worker *w, const family *f, int g);
+
+/* With a latent, w->B from w->up: a key's content rows divided by c_rms. */
+void factors_form_right(const maps *m, worker *w, const family *f);
 
 /* The layer's factors, w->layer_A and w->layer_B: nothing, then head by head as they are loaded, then complete. */
 void factors_start_layer(const maps *m, worker *w, const family *f);
@@ -109,6 +115,10 @@ int cores_list_parts(const job *j, const family *f, int form, int scope, int mat
 /* Score spectra of the parts of factors A, B [rows, d]. A NaN spoils only the parts that it is in. */
 void cores_score(const job *j, worker *w, const double *A, const double *B, int rows, const part_rows *parts,
                  int count);
+
+/* The same of w->A and the B that w->up stands for, which is not formed: its triangle is that of what the heads of a
+ * layer share, times up. False, and nothing done, where that is no less work or something is not finite. */
+bool cores_score_shared(const job *j, worker *w, const family *f, const part_rows *parts, int count);
 
 /* Channel spectra of a head: diagonal blocks of A B^T, A and B [rows, d] in w. */
 void cores_channel(const job *j, worker *w, int rows, const part_rows *parts, int count);

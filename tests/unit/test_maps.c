@@ -150,6 +150,72 @@ static void every_wiring_has_its_spectra(void **state) {
     }
 }
 
+/* The spectra and top pairs of scores, everything recorded or scores alone: then the keys of a latent are not formed.
+ */
+static void check_scores_alone(config c, const snapshot *s) {
+    char *score[] = {"score"};
+    computed q[2];
+    float *pairs[2];
+    for (int alone = 0; alone < 2; alone++) {
+        if (alone) c.diagnostics.forms = (config_list){1, score};
+        q[alone] = compute(&c, s, NULL, 1);
+        bool *wanted = calloc((size_t)maps_count(q[alone].maps), sizeof *wanted);
+        pairs[alone] = calloc((size_t)maps_pair_count(q[alone].maps), sizeof **pairs);
+        for (int i = 0; i < maps_count(q[alone].maps); i++) wanted[i] = true;
+        check_status(
+            maps_compute_pairs(q[alone].maps, s, q[alone].rows, q[alone].values, &(maps_pairs){wanted, pairs[alone]}),
+            STATUS_OK);
+        free(wanted);
+    }
+    for (int i = 0; i < maps_count(q[1].maps); i++) {
+        const maps_matrix *x = &maps_matrices(q[1].maps)[i], *beside = &maps_matrices(q[0].maps)[i]; /* scores first */
+        assert_true(x->form == beside->form && x->part == beside->part && x->layer == beside->layer &&
+                    x->head == beside->head);
+        assert_int_equal(q[1].rows[i].status, q[0].rows[i].status);
+        const double *got = q[1].values + x->first_value, *want = q[0].values + beside->first_value;
+        const float *u = pairs[1] + x->first_pair, *then = pairs[0] + beside->first_pair;
+        double left = 0, right = 0;
+        for (int k = 0; k < x->rank; k++)
+            if (isnan(want[0]))
+                assert_true(isnan(got[k]));
+            else
+                check_near(got[k], want[k], 1e-12 * want[0]);
+        for (int k = 0; k < x->left; k++) left += (double)u[k] * then[k];
+        for (int k = x->left; k < x->left + x->right; k++) right += (double)u[k] * then[k];
+        if (isnan(want[0]))
+            assert_true(isnan(u[0]) && isnan(then[0]));
+        else
+            check_near(left * right, 1, 1e-5);
+    }
+    for (int k = 0; k < 2; k++) {
+        release(&q[k]);
+        free(pairs[k]);
+    }
+}
+
+static void what_is_recorded_beside_does_not_matter(void **state) {
+    for (int kind = 0; kind < 7; kind++) {
+        config c = diagnostics_config(kind < 2 ? VARIANT_MLA_PREROPE : VARIANT_MLA_DECOUPLED, 2, 4, 8, 32);
+        if (kind == 1) c.attention.prerope_source = SOURCE_HIDDEN;
+        if (kind == 3) c.attention.q_lora_rank = 7;
+        if (kind == 4) c.attention.latent_norm = false;
+        if (kind == 5) c.attention.kv_lora_rank = 5;  /* less than a head's rows */
+        if (kind == 6) c.attention.kv_lora_rank = 30; /* with the rotary rows wider than the model */
+        c.diagnostics.parts = all_parts;
+        snapshot s = {0};
+        snapshot_fill(&s, &c, 11 + (uint64_t)kind);
+        check_scores_alone(c, &s);
+        bool hidden = kind == 1;
+        float *down = snapshot_find(&s, kind > 1 ? "layers.1.attention.W_DKV"
+                                        : hidden ? "layers.1.attention.W_D"
+                                                 : "layers.1.attention.W_DK")
+                          ->data;
+        down[3] = INFINITY;
+        check_scores_alone(c, &s);
+        snapshot_free(&s);
+    }
+}
+
 static void only_the_chain_travels(void **state) {
     config c = diagnostics_config(VARIANT_MHA, 2, 4, 8, 32);
     assert_true(maps_wants(&c, "layers.1.attention.W_Q") && maps_wants(&c, "layers.12.attention_norm"));
@@ -315,6 +381,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(cores_are_the_products),
     cmocka_unit_test(workers_do_not_matter),
     cmocka_unit_test(every_wiring_has_its_spectra),
+    cmocka_unit_test(what_is_recorded_beside_does_not_matter),
     cmocka_unit_test(only_the_chain_travels),
     cmocka_unit_test(top_pairs_belong_to_the_largest_value),
     cmocka_unit_test(a_nan_stays_where_it_is),
