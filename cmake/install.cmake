@@ -2,8 +2,13 @@
 # file of its own (null ensembles and the report's page are inside it), so an installed folder may be moved.
 include(GNUInstallDirs)
 
-# Several flavours of OpenBLAS may be installed: the program's is the one whose threads are OpenMP's. A bundle brings its own.
-set_target_properties(bulkhead PROPERTIES INSTALL_RPATH "$<IF:$<BOOL:${BULKHEAD_BUNDLE}>,$ORIGIN/../lib,${OPENBLAS_LIBRARY_DIRS}>")
+# The libraries that it was linked with are found again: of several flavours of OpenBLAS the one whose threads are OpenMP's, and
+# CUDA's where no ld.so.conf names them. A bundle brings its own.
+if(BULKHEAD_BUNDLE)
+  set_target_properties(bulkhead PROPERTIES INSTALL_RPATH "$ORIGIN/../lib")
+else()
+  set_target_properties(bulkhead PROPERTIES INSTALL_RPATH_USE_LINK_PATH ON)
+endif()
 install(TARGETS bulkhead RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(DIRECTORY deploy/configs deploy/slurm DESTINATION ${CMAKE_INSTALL_DATADIR}/bulkhead USE_SOURCE_PERMISSIONS)
 install(FILES README.md CHANGELOG.md LICENSE DESTINATION ${CMAKE_INSTALL_DOCDIR})
@@ -17,14 +22,16 @@ if(Python3_Interpreter_FOUND)
   add_custom_target(documents ALL DEPENDS ${documents}/man1/bulkhead.1.gz)
   install(DIRECTORY ${documents}/man1 ${documents}/man5 DESTINATION ${CMAKE_INSTALL_MANDIR})
   install(FILES ${documents}/completion/bulkhead DESTINATION ${CMAKE_INSTALL_DATADIR}/bash-completion/completions)
-  install(FILES ${documents}/completion/_bulkhead DESTINATION ${CMAKE_INSTALL_DATADIR}/zsh/site-functions)
+  install(FILES ${documents}/completion/_bulkhead DESTINATION ${CMAKE_INSTALL_DATADIR}/zsh/site-functions COMPONENT plain)
+  install(FILES ${documents}/completion/_bulkhead DESTINATION ${CMAKE_INSTALL_DATADIR}/zsh/vendor-completions
+    COMPONENT debian EXCLUDE_FROM_ALL)
 else()
   message(STATUS "no man pages and no completion: python3 makes them, and is missing")
 endif()
 # For `module use PREFIX/share/modulefiles`; a package in /usr has no use for them.
 foreach(suffix IN ITEMS "" .lua)
   install(FILES deploy/modulefiles/bulkhead${suffix} RENAME ${PROJECT_VERSION}${suffix}
-    DESTINATION ${CMAKE_INSTALL_DATADIR}/modulefiles/bulkhead COMPONENT modules)
+    DESTINATION ${CMAKE_INSTALL_DATADIR}/modulefiles/bulkhead COMPONENT plain)
 endforeach()
 
 add_custom_target(uninstall COMMAND ${CMAKE_COMMAND} -P ${CMAKE_SOURCE_DIR}/cmake/uninstall.cmake WORKING_DIRECTORY ${CMAKE_BINARY_DIR})
@@ -43,7 +50,7 @@ endif()
 if(BULKHEAD_NATIVE) # runs on processors like this one only: to try, not to hand out
   string(APPEND CPACK_PACKAGE_FILE_NAME -native)
 endif()
-# One .deb of everything but the module files; the archive has them too.
+# One .deb: what any installation has, and its own; the archive has what a plain installation has.
 set(CPACK_DEB_COMPONENT_INSTALL ON)
 set(CPACK_COMPONENTS_ALL Unspecified debian)
 set(CPACK_COMPONENTS_GROUPING ALL_COMPONENTS_IN_ONE)

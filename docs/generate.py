@@ -159,7 +159,7 @@ def list_roff(items):
 
 
 def man_page(program, name, section, summary, body):
-    head = [f'.TH {name.upper()} {section} "" "bulkhead {program.version}" "Bulkhead"', ".SH NAME", f"{roff(name)} \\- {roff(summary)}"]
+    head = [f'.TH {name.upper()} {section} "" "bulkhead {program.version}" "Bulkhead"', ".nh", ".ad l", ".SH NAME", f"{roff(name)} \\- {roff(summary)}"]
     return "\n".join(head + body) + "\n"
 
 

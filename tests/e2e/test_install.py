@@ -94,9 +94,11 @@ class InstallTest(RunTest):
         os.mkdir(self.path("archive"))
         self.call("tar", "-C", self.path("archive"), "--strip-components=1", "-xzf", made[".gz"])
         in_deb, in_archive = files_under(self.path("deb", "usr")), files_under(self.path("archive"))
-        debian = {"share/doc/bulkhead/copyright", "share/doc/bulkhead/changelog.gz", "share/lintian/overrides/bulkhead"}
+        debian = {"share/doc/bulkhead/copyright", "share/doc/bulkhead/changelog.gz", "share/lintian/overrides/bulkhead",
+                  "share/zsh/vendor-completions/_bulkhead"}
         self.assertEqual(set(in_deb) - set(in_archive), debian)
-        self.assertEqual({os.path.dirname(name) for name in set(in_archive) - set(in_deb)}, {"share/modulefiles/bulkhead"})
+        self.assertEqual({os.path.dirname(name) for name in set(in_archive) - set(in_deb)},
+                         {"share/modulefiles/bulkhead", "share/zsh/site-functions"})
         self.try_out(self.path("deb", "usr"))
 
     def test_module_files_name_the_place_where_they_lie(self):
