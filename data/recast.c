@@ -4,6 +4,7 @@
 #include "core/json.h"
 #include "core/rng.h"
 #include "data/pieces.h"
+#include "data/strict_json.h"
 #include "data/token_table.h"
 #include "data/tokenizer.h"
 
@@ -266,18 +267,13 @@ status recast_to_json(const char *model_file, const char *json_file) {
 
 /* ---- to SentencePiece's model ---- */
 
-static bool is_type(const json_t *object, const char *type) {
-    const char *text = json_string_value(json_object_get(object, "type"));
-    return text && strcmp(text, type) == 0;
-}
-
 /* The spaces: Replace alone, or behind Prepend. That they are of marks tokenizer_json has seen. */
 static status read_spaces(pieces *p, const json_t *root) {
     const json_t *normalizer = json_object_get(root, "normalizer"), *steps = json_object_get(normalizer, "normalizers");
     size_t count = json_array_size(steps);
-    p->dummy_prefix = count == 2 && is_type(json_array_get(steps, 0), "Prepend");
+    p->dummy_prefix = count == 2 && strict_is_type(json_array_get(steps, 0), "Prepend");
     const json_t *last = count > 0 ? json_array_get(steps, count - 1) : normalizer;
-    bool known = is_type(last, "Replace") && (count <= 1 || p->dummy_prefix);
+    bool known = strict_is_type(last, "Replace") && (count <= 1 || p->dummy_prefix);
     if (known && json_is_null(json_object_get(root, "pre_tokenizer"))) return STATUS_OK;
     return status_fail(STATUS_DATA, "it does more to a text than to write spaces as U+2581, which is not converted");
 }

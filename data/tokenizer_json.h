@@ -4,8 +4,7 @@
  * special token is text. */
 #pragma once
 
-#include "data/bpe.h"
-#include "data/splitter.h"
+#include "data/tokenizer.h"
 
 #include <jansson.h>
 

@@ -90,19 +90,28 @@ static status write_scalar(void *user, const char *key, int64_t step, double num
     return write_value(user, step, &value);
 }
 
-/* Buckets of one width from the smallest to the largest of the count > 0 values, in descending order. */
-static void put_histogram(protobuf *value, const double *s, int64_t count) {
+/* A blob's double, wherever it lies. */
+static double double_at(const char *blob, int64_t i) {
+    double value;
+    memcpy(&value, blob + i * (int64_t)sizeof value, sizeof value);
+    return value;
+}
+
+/* Buckets of one width from the smallest to the largest of the count > 0 doubles, in descending order. */
+static void put_histogram(protobuf *value, const char *blob, int64_t count) {
     protobuf h = {0};
-    double limits[BUCKETS], buckets[BUCKETS] = {0}, sum = 0, squares = 0, least = s[count - 1], width = s[0] - least;
-    for (int b = 0; b < BUCKETS; b++) limits[b] = b + 1 < BUCKETS ? least + width * (b + 1) / BUCKETS : s[0];
+    double limits[BUCKETS], buckets[BUCKETS] = {0}, sum = 0, squares = 0;
+    double least = double_at(blob, count - 1), largest = double_at(blob, 0), width = largest - least;
+    for (int b = 0; b < BUCKETS; b++) limits[b] = b + 1 < BUCKETS ? least + width * (b + 1) / BUCKETS : largest;
     for (int64_t i = 0, b = BUCKETS - 1; i < count; i++) {
-        while (b > 0 && s[i] <= limits[b - 1]) b--;
+        double s = double_at(blob, i);
+        while (b > 0 && s <= limits[b - 1]) b--;
         buckets[b]++;
-        sum += s[i];
-        squares += s[i] * s[i];
+        sum += s;
+        squares += s * s;
     }
     protobuf_put_double(&h, HISTOGRAM_MIN, least);
-    protobuf_put_double(&h, HISTOGRAM_MAX, s[0]);
+    protobuf_put_double(&h, HISTOGRAM_MAX, largest);
     protobuf_put_double(&h, HISTOGRAM_COUNT, (double)count);
     protobuf_put_double(&h, HISTOGRAM_SUM, sum);
     protobuf_put_double(&h, HISTOGRAM_SQUARES, squares);

@@ -302,6 +302,7 @@ static void what_it_does_not_know_is_refused_by_name(void **state) {
             fail_msg("%s: \"%s\" does not say %s", cases[i].path, status_message(), cases[i].says);
         status_clear();
     }
+    check_status(with("gpt2", "model.type", NULL), STATUS_OK);
     check_status(with("gpt2", "model.dropout", "0.0"), STATUS_OK);
     check_status(with("gpt2", "model.vocab.new", "700"), STATUS_OK);
 }
