@@ -108,9 +108,10 @@ class Lines(Watch):
         self.make_run()
         with open(self.path("no.db"), "w") as f:
             f.write("this is no database " * 100)
+        sqlite3.connect(self.path("begins.db")).execute("VACUUM").connection.close()
         run = self.path("run")
         for code, *arguments in ((64,), (64, run, run), (64, run, "--column", "nothing"), (64, run, "--every", "0"), (64, run, "--json"),
-                                 (66, self.path("none"), "--once"), (65, self.path("no.db"), "--once"), (65, self.path("no.db"))):
+                                 (66, self.path("none"), "--once"), (66, self.path("begins.db"), "--once"), (65, self.path("no.db"), "--once"), (65, self.path("no.db"))):
             done = self.bulkhead("watch", *arguments)
             self.assertEqual((done.returncode, done.stdout), (code, ""), (arguments, done.stderr))
             self.assertEqual(len(done.stderr.splitlines()), 1, done.stderr)

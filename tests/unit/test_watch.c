@@ -119,12 +119,14 @@ static void a_map_has_a_row_a_layer_and_a_place_a_bin(void **state) {
 /* More layers than rows, more bins than columns: every value counts once, in a mean. */
 static void a_small_map_shows_means(void **state) {
     glance g = make_glance(8, 4);
-    for (int i = 0; i < 32; i++) g.map[i] = i / 16 == 0 ? (i % 4) / 2 : 2 + (i % 4) / 2;
+    for (int i = 0; i < 32; i++) g.map[i] = i >= 16 && i % 4 < 2 ? 2 : 0;
+    g.map[3 * 4 + 1] = 8; /* the last layer and bin of their places: one 8 of eight values makes 1 */
+    g.map[7 * 4 + 3] = 12;
     g.event_count = 0;
     watch_frame f;
     check_status(watch_frame_open(&f, 9, 8), STATUS_OK); /* two rows of the map and two columns */
     watch_draw(&f, &g, &looks[0]);
-    const int want[2][2] = {{0, WATCH_LEVELS / 3}, {2 * WATCH_LEVELS / 3, WATCH_LEVELS - 1}};
+    const int want[2][2] = {{WATCH_LEVELS / 2, 0}, {WATCH_LEVELS - 1, 3 * WATCH_LEVELS / 4}};
     for (int y = 0; y < 2; y++)
         for (int x = 0; x < 2; x++) assert_int_equal(f.cells[(5 + y) * f.columns + 6 + x].level, want[y][x]);
     watch_frame_free(&f);
