@@ -41,7 +41,7 @@ typedef struct execution {
     const sweep_options *o;
     sweep_gpus gpus;
     slot *slots;    /* [o->jobs] */
-    int *crashes;   /* [s->count] */
+    int *crashes;   /* [s->count] launches that a rank's death has ended */
     bool *given_up; /* [s->count] it failed in this call */
     sigset_t signals, before;
     int requests; /* to stop */
@@ -109,6 +109,13 @@ static int gpus_of(const execution *e, const sweep_run *run) {
     return given ? run->compute_ranks : 0;
 }
 
+/* A run that has lost a rank is wanted again, whatever the database heard of it. */
+static bool wants(const execution *e, int index) {
+    const sweep_run *run = &e->s->runs[index];
+    bool crashed = e->crashes[index] > 0 && strcmp(run->status, "failed") == 0;
+    return !e->given_up[index] && (crashed || sweep_wants(e->s, index, e->o));
+}
+
 /* *started stays false where another process has the run, it has become done, or too few GPUs are free. */
 static status start(execution *e, int slot_index, int index, bool *started) {
     sweep_run *run = &e->s->runs[index];
@@ -117,8 +124,7 @@ static status start(execution *e, int slot_index, int index, bool *started) {
     TRY(sweep_lock(run, &out));
     if (out < 0) return STATUS_OK;
     status s = sweep_look_at(run, false);
-    if (s != STATUS_OK || !sweep_wants(e->s, index, e->o) ||
-        !sweep_gpus_take(&e->gpus, gpus_of(e, run), to->gpus, sizeof to->gpus)) {
+    if (s != STATUS_OK || !wants(e, index) || !sweep_gpus_take(&e->gpus, gpus_of(e, run), to->gpus, sizeof to->gpus)) {
         close(out);
         return s;
     }
@@ -285,17 +291,17 @@ static status fill(execution *e, int *left) {
     int at = 0;
     for (int i = 0; i < e->s->count; i++) {
         bool started = false;
-        if (!sweep_wants(e->s, i, e->o) || e->given_up[i] || is_ours(e, i)) continue;
+        if (!wants(e, i) || is_ours(e, i)) continue;
         while (at < e->o->jobs && e->slots[at].pid) at++;
         if (at < e->o->jobs) TRY(start(e, at, i, &started));
-        *left += !started && sweep_wants(e->s, i, e->o);
+        *left += !started && wants(e, i);
     }
     return STATUS_OK;
 }
 
 static status tell_stop(const execution *e) {
     int left = 0;
-    for (int i = 0; i < e->s->count; i++) left += sweep_wants(e->s, i, e->o) && !e->given_up[i];
+    for (int i = 0; i < e->s->count; i++) left += wants(e, i);
     return left > 0 ? status_fail(STATUS_RESTART, "stopped; %d run%s to do, start the sweep again to go on", left,
                                   left == 1 ? " is" : "s are")
                     : STATUS_OK;

@@ -265,6 +265,18 @@ class Failures(Sweep):
             self.sweep_file(f"grid: {{run.seed: [1]}}\nlauncher: {launcher}\n")
             self.sweep(code=code, says=(says,))
 
+    def test_a_lost_rank_is_no_failure_whatever_the_database_heard(self):
+        self.dataset()
+        self.config()
+        self.program("crash", f"""[ ! -e {self.path("once")} ] || exec "$@"
+touch {self.path("once")}
+"$@" && python3 -c 'import sqlite3; sqlite3.connect("{self.path("out", "seed1", "run.db")}", isolation_level=None).execute(
+    "UPDATE runs SET status = \\"failed\\"")' && exit 139""")
+        self.sweep_file(f"grid: {{run.seed: [1]}}\nlauncher: {self.path('crash')} mpirun --allow-run-as-root -n {{ranks}} "
+                        "--oversubscribe --bind-to none\n")
+        self.sweep(says=("a rank has died (exit code 139); it is started again",))
+        self.assertEqual(self.ask("seed1", "SELECT status FROM runs"), [("finished",)])
+
     def test_an_mpirun_that_stays_alone_is_ended(self):
         self.dataset()
         self.config()
@@ -316,7 +328,7 @@ class Stops(Sweep):
 
     def test_a_killed_sweep_leaves_one_writer(self):
         """SIGKILL: the launcher is told by the kernel. The next call, at once, waits until it has ended."""
-        self.long_runs(1500)
+        self.long_runs(800)
         self.sweep_file("grid: {run.seed: [1, 2]}\n")
         job = self.begin()
         self.trains("seed1")
