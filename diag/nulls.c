@@ -68,7 +68,7 @@ struct nulls {
     const nulls_gains **gains; /* [layers] */
     bool *took;                /* [layers] at the last snapshot */
     old_gains *all_gains;
-    double *query, *key; /* [H + 1] log ratios of a layer */
+    double *query, *key; /* [layers, H + 1] log ratios of this snapshot */
     double tw_threshold, z_threshold;
     kept *first, **last;
     size_t kept_bytes;
@@ -126,8 +126,8 @@ status nulls_open(nulls **out, const config *c, const maps_matrix *matrices, int
     n->kind = calloc((size_t)count + 1, sizeof(*n->kind));
     n->gains = calloc((size_t)n->layers, sizeof(*n->gains));
     n->took = calloc((size_t)n->layers, sizeof(*n->took));
-    n->query = calloc((size_t)n->heads + 1, sizeof(double));
-    n->key = calloc((size_t)n->heads + 1, sizeof(double));
+    n->query = calloc((size_t)n->layers * ((size_t)n->heads + 1), sizeof(double));
+    n->key = calloc((size_t)n->layers * ((size_t)n->heads + 1), sizeof(double));
     status s = n->kind_of && n->kind && n->gains && n->took && n->query && n->key
                    ? STATUS_OK
                    : status_fail(STATUS_INTERNAL, "out of memory for the nulls of %d matrices", count);
@@ -182,13 +182,18 @@ void nulls_close(nulls *n) {
 
 /* ---------------------------------------------------------------- from the weights */
 
+static double *of_layer(const nulls *n, double *ratios, int layer) {
+    return ratios + (int64_t)layer * (n->heads + 1);
+}
+
 /* The raw log ratios of a matrix from those of its layer. false: they are not finite. */
-static bool take_ratios(const nulls *n, const nulls_shape *s, int head, double *log_ratio) {
-    int h = head < 0 ? n->heads : head;
+static bool take_ratios(const nulls *n, const nulls_shape *s, const maps_matrix *m, double *log_ratio) {
+    const double *query = of_layer(n, n->query, m->layer), *key = of_layer(n, n->key, m->layer);
+    int h = m->head < 0 ? n->heads : m->head;
     log_ratio[0] = log_ratio[1] = 0;
-    if (s->kind == NULLS_MIXED) log_ratio[0] = n->key[h];
-    if (s->kind == NULLS_BLOCK && s->channel) log_ratio[0] = n->query[h], log_ratio[1] = n->key[h];
-    if (s->kind == NULLS_BLOCK && !s->channel) log_ratio[0] = n->query[h] + n->key[h];
+    if (s->kind == NULLS_MIXED) log_ratio[0] = key[h];
+    if (s->kind == NULLS_BLOCK && s->channel) log_ratio[0] = query[h], log_ratio[1] = key[h];
+    if (s->kind == NULLS_BLOCK && !s->channel) log_ratio[0] = query[h] + key[h];
     return isfinite(log_ratio[0]) && isfinite(log_ratio[1]);
 }
 
@@ -196,7 +201,7 @@ static void place_row(const nulls *n, int index, bool ratios, spectrum *row, con
     const kind *k = &n->kind[n->kind_of[index]];
     double log_ratio[NULLS_MOST_RATIOS];
     if (!ratios && k->shape.ratio_count > 0) return;
-    if (!take_ratios(n, &k->shape, n->matrices[index].head, log_ratio)) return;
+    if (!take_ratios(n, &k->shape, &n->matrices[index], log_ratio)) return;
     nulls_edge_columns(s, n->matrices[index].rank, isnan(k->edge) ? nulls_edge(&k->shape, log_ratio) : k->edge, row);
     nulls_round(&k->shape, log_ratio);
     row->null_log[0] = log_ratio[0];
@@ -230,9 +235,11 @@ static bool has_weights(const snapshot *s, int layer) {
 }
 
 void nulls_place_rows(nulls *n, const snapshot *s, spectrum *rows, const double *values) {
+#pragma omp parallel for schedule(dynamic)
     for (int layer = 0; layer < n->layers; layer++) {
         if (!has_weights(s, layer)) continue;
-        bool ratios = nulls_layer_ratios(&n->config, s, layer, n->query, n->key);
+        bool ratios =
+            nulls_layer_ratios(&n->config, s, layer, of_layer(n, n->query, layer), of_layer(n, n->key, layer));
         for (int i = 0; i < n->count; i++)
             if (n->matrices[i].layer == layer && n->kind_of[i] >= 0)
                 place_row(n, i, ratios, &rows[i], values + n->matrices[i].first_value);

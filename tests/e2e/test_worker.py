@@ -147,7 +147,7 @@ class Worker(RunTest):
         with open(BULKHEAD, "rb") as f:
             if b"__asan_init" in f.read():
                 self.skipTest("the address sanitizer has taken all memory beforehand")
-        config = self.config(model=dict(layers=2, width=128, heads=4, ffn=96), train=dict(steps=30, global_batch=8),
+        config = self.config(model=dict(layers=2, width=128, heads=4, ffn=96), train=dict(steps=60, global_batch=8),
                              diagnostics=dict(every=1))
         with self.hurt("memory 4"):
             job = self.in_background(2, config, "run")
@@ -160,10 +160,10 @@ class Worker(RunTest):
         db = self.database("run")
         told = [message for kind in ("restart", "snapshot", "fault") for _, message in self.events(db, kind)]
         self.assertTrue(any("memory" in message for message in told), told)
-        self.assertEqual(len(self.losses(db)), 30)
+        self.assertEqual(len(self.losses(db)), 60)
         done = [step for step, in db.execute("SELECT step FROM snapshots WHERE status = 'done'")]
-        self.assertLess(len(done), 31)
-        self.assertLessEqual({0, 1, 2, 3, 4, 29, 30}, set(done))
+        self.assertLess(len(done), 61)
+        self.assertLessEqual({0, 1, 2, 3, 4, 59, 60}, set(done))
 
     def test_work_that_never_succeeds_ends_for_good(self):
         """Each worker dies at its first spectrum: training comes to its end, and the job says what is missing."""
