@@ -120,15 +120,16 @@ static void settle_sign(float *u, int left, float *v, int right) {
     for (int i = 0; i < right; i++) v[i] = -v[i];
 }
 
-static void take_pair(const job *j, worker *w, const core_frame *c) {
+/* The pair, and the singular values to w->spectrum; false, with neither, where there is no pair. */
+static bool take_pair(const job *j, worker *w, const core_frame *c) {
     const maps_matrix *x = &j->m->matrices[c->index];
     pair_work *p = &w->pair;
     float *u = j->top->pairs + x->first_pair, *v = u + x->left;
     bool turned = c->row_major; /* to LAPACK it is the transpose */
     memcpy(w->spare, w->core, (size_t)c->rows * (size_t)c->cols * sizeof(double));
-    if (!pair_top(p, w->spare, turned ? c->cols : c->rows, turned ? c->rows : c->cols)) {
+    if (!pair_top(p, w->spare, turned ? c->cols : c->rows, turned ? c->rows : c->cols, w->spectrum.values)) {
         forget_pair(j, c->index);
-        return;
+        return false;
     }
     const double *core_u = turned ? p->v : p->u, *core_v = turned ? p->u : p->v;
     if (!c->A) {
@@ -136,20 +137,23 @@ static void take_pair(const job *j, worker *w, const core_frame *c) {
         narrow(v, core_v, x->right);
     } else if (!carry_over(j->m, w, u, c, c->A, c->RB, core_v) || !carry_over(j->m, w, v, c, c->B, c->RA, core_u)) {
         forget_pair(j, c->index);
-        return;
+        return true;
     }
     settle_sign(u, x->left, v, x->right);
+    return true;
 }
 
 /* The spectrum of w->core, which has rows x cols before the zeros by shape are dropped, now or when the device has its
  * singular values; and its top pair. */
 static void measure(const job *j, worker *w, const core_frame *c) {
     bool finite = finite_rows(w->core, (int64_t)c->rows * c->cols);
-    if (finite && wants_pair(j, c->index)) take_pair(j, w, c);
+    bool solved = finite && wants_pair(j, c->index) && take_pair(j, w, c);
     if (!finite) {
         record(j, c->index, SPECTRUM_STATUS_nonfinite);
     } else if (j->m->solver_works && solver_takes(j->m->solver, c->index)) {
         solver_put(j->m->solver, c->index, w->core);
+    } else if (solved) {
+        cores_record_values(j, w, c->index);
     } else {
         cores_solve(j, w, c->index, c->rows, c->cols);
     }

@@ -34,14 +34,25 @@ void pair_work_close(pair_work *w) {
     *w = (pair_work){0};
 }
 
-/* Entries near 1, so that squares neither overflow nor vanish. False for zero. */
-static bool scale_to_one(double *x, size_t n) {
+/* Entries near 1 after multiplying by 2^-exponent, so that squares neither overflow nor vanish. False for zero. */
+static bool scale_to_one(double *x, size_t n, int *exponent) {
     double most = 0;
     for (size_t i = 0; i < n; i++) most = fmax(most, fabs(x[i]));
     if (most == 0) return false;
-    int exponent = ilogb(most);
-    for (size_t i = 0; i < n; i++) x[i] = ldexp(x[i], -exponent);
+    *exponent = ilogb(most);
+    for (size_t i = 0; i < n; i++) x[i] = ldexp(x[i], -*exponent);
     return true;
+}
+
+/* All singular values of the bidiagonal matrix in w, which is kept, times 2^exponent. */
+static bool bidiagonal_values(pair_work *w, int n, int exponent, double *values) {
+    memcpy(values, w->diagonal, (size_t)n * sizeof(double));
+    memcpy(w->zero, w->off, (size_t)(n - 1) * sizeof(double));
+    if (LAPACKE_dbdsqr_work(LAPACK_COL_MAJOR, 'U', n, 0, 0, 0, values, w->zero, NULL, 1, NULL, 1, NULL, 1, w->work) !=
+        0)
+        return false;
+    for (int i = 0; i < n; i++) values[i] = ldexp(values[i], exponent);
+    return isfinite(values[0]);
 }
 
 /* The top pair (x, y), B y = s x, of the upper bidiagonal matrix in w, [n] each, not yet of norm 1. */
@@ -76,12 +87,13 @@ static double normalize(double *x, int n) {
     return sign;
 }
 
-bool pair_top(pair_work *w, double *matrix, int rows, int cols) {
-    int n = rows < cols ? rows : cols;
-    if (!scale_to_one(matrix, (size_t)rows * (size_t)cols)) return false;
+bool pair_top(pair_work *w, double *matrix, int rows, int cols, double *values) {
+    int n = rows < cols ? rows : cols, exponent;
+    if (!scale_to_one(matrix, (size_t)rows * (size_t)cols, &exponent)) return false;
     if (LAPACKE_dgebrd_work(LAPACK_COL_MAJOR, rows, cols, matrix, rows, w->diagonal, w->off, w->tau_left, w->tau_right,
                             w->work, w->lwork) != 0)
         return false;
+    if (!bidiagonal_values(w, n, exponent, values)) return false;
     memset(w->u, 0, (size_t)rows * sizeof(double));
     memset(w->v, 0, (size_t)cols * sizeof(double));
     /* A wide matrix becomes a lower bidiagonal one: the transpose of the upper one with the same entries. */

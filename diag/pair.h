@@ -23,6 +23,7 @@ typedef struct pair_work {
 status pair_work_open(pair_work *w, int max_side);
 void pair_work_close(pair_work *w);
 
-/* The top pair of the finite column-major [rows, cols] matrix, which is overwritten, into w->u [rows] and w->v [cols].
- * False when there is none: the matrix is zero, or LAPACK does not converge. */
-bool pair_top(pair_work *w, double *matrix, int rows, int cols);
+/* The top pair of the finite column-major [rows, cols] matrix, which is overwritten, into w->u [rows] and w->v [cols];
+ * and out of the same bidiagonal matrix all its singular values, descending, into values [min(rows, cols)]. False, with
+ * neither, when there is no pair: the matrix is zero, or LAPACK does not converge. */
+bool pair_top(pair_work *w, double *matrix, int rows, int cols, double *values);
