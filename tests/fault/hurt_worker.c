@@ -64,13 +64,28 @@ int sqlite3_bind_int64(sqlite3_stmt *q, int index, sqlite3_int64 value) {
     return real(q, index, value);
 }
 
+static void befall(void) {
+    if (strcmp(how, "slow") == 0) usleep((useconds_t)(1000 * at));
+    if (strcmp(how, "solver") == 0 || (strcmp(how, "further") == 0 && !writes)) raise(SIGSEGV);
+}
+
+/* The two ways to singular values: of a matrix, and of the bidiagonal one that a top pair is found with. */
 lapack_int LAPACKE_dgesdd_work(int layout, char job, lapack_int m, lapack_int n, double *a, lapack_int lda, double *s,
                                double *u, lapack_int ldu, double *vt, lapack_int ldvt, double *work, lapack_int lwork,
                                lapack_int *iwork) {
     static lapack_int (*real)(int, char, lapack_int, lapack_int, double *, lapack_int, double *, double *, lapack_int,
                               double *, lapack_int, double *, lapack_int, lapack_int *);
     if (!real) *(void **)&real = dlsym(RTLD_NEXT, "LAPACKE_dgesdd_work");
-    if (strcmp(how, "slow") == 0) usleep((useconds_t)(1000 * at));
-    if (strcmp(how, "solver") == 0 || (strcmp(how, "further") == 0 && !writes)) raise(SIGSEGV);
+    befall();
     return real(layout, job, m, n, a, lda, s, u, ldu, vt, ldvt, work, lwork, iwork);
+}
+
+lapack_int LAPACKE_dbdsqr_work(int layout, char uplo, lapack_int n, lapack_int ncvt, lapack_int nru, lapack_int ncc,
+                               double *d, double *e, double *vt, lapack_int ldvt, double *u, lapack_int ldu, double *c,
+                               lapack_int ldc, double *work) {
+    static lapack_int (*real)(int, char, lapack_int, lapack_int, lapack_int, lapack_int, double *, double *, double *,
+                              lapack_int, double *, lapack_int, double *, lapack_int, double *);
+    if (!real) *(void **)&real = dlsym(RTLD_NEXT, "LAPACKE_dbdsqr_work");
+    befall();
+    return real(layout, uplo, n, ncvt, nru, ncc, d, e, vt, ldvt, u, ldu, c, ldc, work);
 }
