@@ -355,11 +355,14 @@ static void take_nulls(diag *d, int64_t step) {
     while (nulls_next_note(d->nulls, text, sizeof(text))) store_event(d->store, step, "info", "nulls", "%s", text);
 }
 
+static void take_last_nulls(void *user) {
+    take_nulls(user, 0);
+}
+
 /* The last rows are worth some waiting, unless the run was stopped. */
 static void finish_nulls(diag *d) {
     if (!d->nulls || !d->store) return;
-    int waiting = nulls_finish(d->nulls, d->finished ? MOST_NULLS_WAIT_S : 0);
-    take_nulls(d, 0);
+    int waiting = nulls_finish_aloud(d->nulls, d->finished ? MOST_NULLS_WAIT_S : 0, take_last_nulls, d);
     if (waiting == 0) return;
     char text[256];
     nulls_describe(d->nulls, text, sizeof(text));

@@ -3,6 +3,7 @@
 #include "diag/nulls.h"
 
 #include "core/clock.h"
+#include "core/log.h"
 #include "core/rng.h"
 #include "core/snapshot_steps.h"
 #include "diag/findings_statistics.h"
@@ -18,7 +19,7 @@
 
 /* Draws of a layer cost r^3 in time and 50 r^2 bytes a thread: beyond that rank, hours and gigabytes for columns that
  * no finding reads. */
-enum { BUCKETS = 4096, LAYER_DRAWS = 16, MOST_LAYER_RANK = 2048, REFILL_EVERY_S = 5 };
+enum { BUCKETS = 4096, LAYER_DRAWS = 16, MOST_LAYER_RANK = 2048, REFILL_EVERY_S = 5, SAY_EVERY_S = 10 };
 static const size_t MOST_KEPT_BYTES = (size_t)128 << 20;
 static const double FAMILY_LEVEL = 0.01, LEAST_EFFECT = 1.25, MOST_RANK = 0.8; /* theta and collapse of section 6.5 */
 
@@ -487,6 +488,19 @@ int nulls_finish(nulls *n, double seconds) {
     int waiting = n->given_up;
     for (kept *k = n->first; k; k = k->next) waiting += k->missing > 0;
     return waiting;
+}
+
+int nulls_finish_aloud(nulls *n, double seconds, void (*came)(void *user), void *user) {
+    double end = clock_now_s() + seconds;
+    char text[256];
+    for (;;) {
+        double left = fmax(0, end - clock_now_s());
+        int waiting = nulls_finish(n, fmin(left, SAY_EVERY_S));
+        came(user);
+        if (waiting == 0 || left <= SAY_EVERY_S) return waiting;
+        nulls_describe(n, text, sizeof(text));
+        log_info("columns against nulls are filled: %s; waiting %.0f s more at most", text, left - SAY_EVERY_S);
+    }
 }
 
 void nulls_describe(nulls *n, char *to, size_t bytes) {

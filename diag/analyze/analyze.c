@@ -16,7 +16,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { PROGRESS_EVERY_S = 5, NULLS_SAY_EVERY_S = 30 };
+enum { PROGRESS_EVERY_S = 5 };
 
 typedef struct analysis {
     const analyze_request *request;
@@ -222,21 +222,17 @@ static void take_nulls(analysis *a) {
     }
 }
 
+static void take_and_flush(void *user) {
+    take_nulls(user);
+    flush(user);
+}
+
 /* Waits for the ensembles that rows still need. */
 static void finish_nulls(analysis *a) {
     char text[256];
-    double end = clock_now_s() + a->request->null_wait_s, left;
-    int waiting;
-    do {
-        left = end - clock_now_s();
-        waiting = nulls_finish(a->nulls, left > NULLS_SAY_EVERY_S ? NULLS_SAY_EVERY_S : left > 0 ? left : 0);
-        take_nulls(a);
-        flush(a);
-        nulls_describe(a->nulls, text, sizeof(text));
-        if (waiting > 0 && left > NULLS_SAY_EVERY_S)
-            log_info("%s; waiting %.0f s more at most", text, left - NULLS_SAY_EVERY_S);
-    } while (waiting > 0 && left > NULLS_SAY_EVERY_S);
+    int waiting = nulls_finish_aloud(a->nulls, a->request->null_wait_s, take_and_flush, a);
     if (waiting == 0) return;
+    nulls_describe(a->nulls, text, sizeof(text));
     log_warn("columns against nulls stay NULL in %d snapshots: %s; --null-wait allows more than %d s", waiting, text,
              a->request->null_wait_s);
     store_event(a->store, 0, "warn", "nulls", "columns stay NULL in %d snapshots: %s", waiting, text);
