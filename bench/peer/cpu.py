@@ -83,6 +83,7 @@ def main():
                     text = json.dumps({**about, **line})
                     print(text, flush=True)
                     out.write(text + "\n")
+                    out.flush()
 
 
 if __name__ == "__main__":
