@@ -4,8 +4,8 @@
 
 #include "core/file.h"
 #include "core/rng.h"
-#include "data/tokenizer.h"
 #include "folder.h"
+#include "tokens.h"
 
 #include <time.h>
 
@@ -52,13 +52,6 @@ static tokenizer *trained(folder *f) {
     check_status(train(path, SAMPLES, VOCAB), STATUS_OK);
     check_status(tokenizer_load(&t, path), STATUS_OK);
     return t;
-}
-
-static tokenizer_ids encode(const tokenizer *t, const char *bytes, size_t length) {
-    tokenizer_ids ids = {0};
-    tokenizer_text text = {bytes, length};
-    check_status(tokenizer_encode(t, &text, 1, 1, &ids), STATUS_OK);
-    return ids;
 }
 
 /* false, with a hex dump on stderr, when the text does not come back. */

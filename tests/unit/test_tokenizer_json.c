@@ -6,8 +6,8 @@
 #include "core/rng.h"
 #include "data/bpe.h"
 #include "data/splitter.h"
-#include "data/tokenizer.h"
 #include "folder.h"
+#include "tokens.h"
 
 #include <jansson.h>
 #include <time.h>
@@ -31,13 +31,6 @@ static tokenizer *load(const char *name) {
     snprintf(path, sizeof path, "%s/%s.json", GOLDEN_TOKENIZERS, name);
     check_status(tokenizer_load(&t, path), STATUS_OK);
     return t;
-}
-
-static tokenizer_ids encode(const tokenizer *t, const char *bytes, size_t length) {
-    tokenizer_ids ids = {0};
-    tokenizer_text text = {bytes, length};
-    check_status(tokenizer_encode(t, &text, 1, 1, &ids), STATUS_OK);
-    return ids;
 }
 
 static void ids_are_those_of_tokenizers(void **state) {
