@@ -395,15 +395,16 @@ static const param_spec bf16_specs[] = {
     {.name = "shared gain", .rows = 1, .cols = 11, .partial = true, .init = PARAM_ONES},
     {.name = "gain", .rows = 1, .cols = 130, .init = PARAM_ONES},
 };
-enum { BF16_SPECS = sizeof bf16_specs / sizeof *bf16_specs, BF16_BYTES = 1 << 17 };
+enum { BF16_SPECS = sizeof bf16_specs / sizeof *bf16_specs, BF16_BYTES = 1 << 17, MOST_RANKS = 4 };
 
 /* A model of those parameters and nothing else, updated once; gradients are a function of name and element. */
 static void update_bf16(model *m, ops *o, comm_group *tp, comm_group *dp, arena *memory) {
-    static double figures[] = {0, 0, 0, 1}; /* losses of two ranks at most, squared norms */
+    static double figures[MOST_RANKS + 2] = {[MOST_RANKS + 1] = 1}; /* losses, squared norms */
     static adamw_update update;
     config c;
+    assert_in_range(dp->size, 1, MOST_RANKS);
     load_config(&c, NULL, 0);
-    *m = (model){.ops = o, .tp = tp, .dp = dp, .figures = figures + 2 - dp->size, .update = &update};
+    *m = (model){.ops = o, .tp = tp, .dp = dp, .figures = figures + MOST_RANKS - dp->size, .update = &update};
     update.count = 0;
     for (int i = 0; i < BF16_SPECS; i++) check_status(params_add(&m->params, "", &bf16_specs[i]), STATUS_OK);
     check_status(params_layout(&m->params, 0, 1, dp->rank, dp->size), STATUS_OK);
