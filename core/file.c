@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -80,6 +81,15 @@ status file_read_all(char **out, size_t *bytes, const char *path, size_t limit_b
     }
     *out = data;
     if (bytes) *bytes = length;
+    return STATUS_OK;
+}
+
+status file_lock(int *fd, const char *path) {
+    *fd = open(path, O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC, 0666);
+    if (*fd < 0) return status_fail(STATUS_IO, "cannot write %s: %s", path, strerror(errno));
+    if (flock(*fd, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) return STATUS_OK;
+    close(*fd);
+    *fd = -1;
     return STATUS_OK;
 }
 

@@ -23,6 +23,11 @@ status file_sync_folder(const char *path);
  * more than limit_bytes, IO when reading fails. */
 status file_read_all(char **out, size_t *bytes, const char *path, size_t limit_bytes);
 
+/* Opens the file, to add to it, and takes its lock, which this process has until *fd is closed by all that inherit it.
+ * *fd -1: another process has it. IO when the file cannot be opened or made. Where the file system knows no locks, it
+ * is as if nobody else were there. */
+status file_lock(int *fd, const char *path);
+
 /* Writes the file in one go; an existing one is replaced, and kept as it was when anything fails. */
 status file_write_atomic(const char *path, const void *data, size_t bytes);
 

@@ -83,6 +83,7 @@ status resume_find(resume *r, const config *c, const char *how) {
     if (!how) return STATUS_OK;
     r->adopts = file_exists(c->run.dir);
     if (r->adopts) TRY(run_folder_read_id(c, r->run));
+    if (r->run[0]) TRY(run_folder_hold(c));
     if (strcmp(how, "auto") != 0) {
         TRY(take_named(r, how));
     } else if (r->adopts) {

@@ -22,10 +22,11 @@ typedef struct resume {
     int note_count, said;
 } resume;
 
-/* Compute rank 0: what there is to go on from. how: NULL (a new run: nothing), "auto" (the run folder's newest
- * checkpoint, or a new run where there is no such folder or no checkpoint in it), or the path of a checkpoint or of a
- * folder of them. CONFIG when the run folder is not a run's, or is another run's than the checkpoint named; NO_INPUT
- * when there is no checkpoint at that path. */
+/* Compute rank 0: what there is to go on from; a run's folder is held from here on (run_folder_hold). how: NULL (a new
+ * run: nothing), "auto" (the run folder's newest checkpoint, or a new run where there is no such folder or no
+ * checkpoint in it), or the path of a checkpoint or of a folder of them. CONFIG when the run folder is not a run's, or
+ * is another run's than the checkpoint named; NO_INPUT when there is no checkpoint at that path; IO when another job
+ * has the folder. */
 status resume_find(resume *r, const config *c, const char *how);
 
 /* The newest of them that is whole, into the model; *state: where it left off. What is damaged is named and left out,

@@ -1,6 +1,8 @@
 #include "trainer/run_folder.h"
 
+#include "core/clock.h"
 #include "core/file.h"
+#include "core/log.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -8,7 +10,11 @@
 #include <string.h>
 #include <sys/random.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
+
+/* How long a job that is ending may still have the folder: ranks whose mpirun was killed need a moment to see it. */
+static const double PATIENCE_S = 10;
 
 void run_folder_path(char *out, size_t bytes, const config *c, const char *name) {
     snprintf(out, bytes, "%s/%s", c->run.dir, name);
@@ -87,6 +93,24 @@ status run_folder_read_id(const config *c, char id[RUN_FOLDER_ID_BYTES]) {
 status run_folder_adopt(const config *c, char id[RUN_FOLDER_ID_BYTES]) {
     if (!id[0]) TRY(write_id(c, id));
     return write_config(c);
+}
+
+status run_folder_hold(const config *c) {
+    char path[4096];
+    int fd; /* open, and so locked, until the process ends */
+    double since_s = clock_now_s();
+    run_folder_path(path, sizeof path, c, "run-id");
+    TRY(file_lock(&fd, path));
+    if (fd < 0) log_info("another job has the run folder %s: waiting up to %.0f s for its end", c->run.dir, PATIENCE_S);
+    while (fd < 0 && clock_now_s() - since_s < PATIENCE_S) {
+        nanosleep(&(struct timespec){.tv_nsec = 100000000}, NULL);
+        TRY(file_lock(&fd, path));
+    }
+    if (fd >= 0) return STATUS_OK;
+    return status_fail(STATUS_IO,
+                       "the run folder %s is in use by another job; wait for its end, stop it, or choose another "
+                       "run.name or run.dir",
+                       c->run.dir);
 }
 
 void run_folder_discard(const config *c) {

@@ -19,6 +19,10 @@ status run_folder_read_id(const config *c, char id[RUN_FOLDER_ID_BYTES]);
 /* Goes on in a folder that is there: config.yaml is now this one's; id "": it gets an identity. */
 status run_folder_adopt(const config *c, char id[RUN_FOLDER_ID_BYTES]);
 
+/* Makes the folder, which has an identity, this process's until it ends: nobody else goes on in it, and the diagnostics
+ * ranks write behind the training's end. A job that is just ending is waited for. IO when another one keeps it. */
+status run_folder_hold(const config *c);
+
 /* Takes back what run_folder_create and a failed start left behind: a run that never began leaves no folder. */
 void run_folder_discard(const config *c);
 

@@ -116,12 +116,13 @@ static bool wants(const execution *e, int index) {
     return !e->given_up[index] && (crashed || sweep_wants(e->s, index, e->o));
 }
 
-/* *started stays false where another process has the run, it has become done, or too few GPUs are free. */
+/* *started stays false where another process has the run (it holds the lock of the file that its launches write to), it
+ * has become done, or too few GPUs are free. */
 static status start(execution *e, int slot_index, int index, bool *started) {
     sweep_run *run = &e->s->runs[index];
     slot *to = &e->slots[slot_index];
     int out;
-    TRY(sweep_lock(run, &out));
+    TRY(file_lock(&out, run->output));
     if (out < 0) return STATUS_OK;
     status s = sweep_look_at(run, false);
     if (s != STATUS_OK || !wants(e, index) || !sweep_gpus_take(&e->gpus, gpus_of(e, run), to->gpus, sizeof to->gpus)) {

@@ -5,13 +5,10 @@
 #include "trainer/sweep_private.h"
 #include "trainer/vocab.h"
 
-#include <errno.h>
-#include <fcntl.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/file.h>
 #include <unistd.h>
 
 static status out_of_memory(void) {
@@ -47,23 +44,12 @@ __attribute__((format(printf, 2, 3))) static status add_word(words *w, const cha
 
 /* ---------------------------------------------------------------- what became of a run */
 
-status sweep_lock(const sweep_run *run, int *fd) {
-    *fd = open(run->output, O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC, 0666);
-    if (*fd < 0) return status_fail(STATUS_IO, "cannot write %s: %s", run->output, strerror(errno));
-    if (flock(*fd, LOCK_EX | LOCK_NB) == 0) return STATUS_OK;
-    bool held = errno == EWOULDBLOCK;
-    status s = held ? STATUS_OK : status_fail(STATUS_IO, "cannot lock %s: %s", run->output, strerror(errno));
-    close(*fd);
-    *fd = -1;
-    return s;
-}
-
 /* Whether another process goes on with the run. */
 static status is_held(const sweep_run *run, bool *held) {
     int fd;
     *held = false;
     if (!file_exists(run->output)) return STATUS_OK;
-    TRY(sweep_lock(run, &fd));
+    TRY(file_lock(&fd, run->output));
     *held = fd < 0;
     if (fd >= 0) close(fd);
     return STATUS_OK;

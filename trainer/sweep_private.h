@@ -6,9 +6,6 @@
 /* Reads what the run's database says of it; held: another process goes on with it. */
 status sweep_look_at(sweep_run *run, bool held);
 
-/* Opens the file that the run's launches write to, and locks it; *fd -1: another process holds it. */
-status sweep_lock(const sweep_run *run, int *fd);
-
 /* What each launch begins with in that file. */
 #define SWEEP_LAUNCH_MARK "== "
 

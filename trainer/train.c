@@ -130,8 +130,10 @@ static status load(job *j) {
 /* `latest` follows a run that goes back to an older checkpoint of its own. */
 static status open_run_folder(job *j) {
     char folder[CHECKPOINT_PATH_BYTES];
-    if (!j->resume.adopts) return run_folder_create(&j->c, j->resume.run);
-    TRY(run_folder_adopt(&j->c, j->resume.run));
+    bool held = j->resume.run[0] != '\0'; /* as soon as it has an identity */
+    TRY(j->resume.adopts ? run_folder_adopt(&j->c, j->resume.run) : run_folder_create(&j->c, j->resume.run));
+    if (!held) TRY(run_folder_hold(&j->c));
+    if (!j->resume.adopts) return STATUS_OK;
     checkpoint_folder(folder, &j->c);
     bool back = j->saved_step >= 0 && checkpoint_latest(folder) > j->saved_step;
     return back ? checkpoint_set_latest(&j->c, j->saved_step) : STATUS_OK;

@@ -2,6 +2,7 @@
 import glob
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -299,6 +300,29 @@ class Signals(Resume):
         job.communicate(timeout=20)
         self.assertEqual(job.returncode, 128 + signal.SIGUSR1)
         self.assertEqual(self.saved(), [])
+
+    def test_one_job_at_a_time(self):
+        """Another job in the same folder is refused, and the one that has it does not notice; the next waits for its
+        end, and goes on from where that was."""
+        job = self.start(every=100)
+        went_on = (3, self.long, "run", "parallel.tensor=2")
+        code, _, err = self.launch(*went_on, resume="auto")
+        self.assertEqual(code, 74, err)
+        self.assertEqual(len(re.findall("^bulkhead train: the run folder .* is in use by another job", err, re.M)), 1, err)
+        next_job = self.in_background(*went_on, "train.steps=2", resume="auto")
+        self.assertIn("another job has the run folder", next_job.stderr.readline())
+        job.send_signal(signal.SIGUSR1)
+        job.communicate(timeout=40)
+        self.assertEqual(job.returncode, 75)
+        next_job.communicate(timeout=40)
+        self.assertEqual(next_job.returncode, 0)
+        db = self.database("run")
+        count, last = db.execute("SELECT count(*), max(step) FROM train_metrics").fetchone()
+        self.assertEqual(count, last)
+        self.assertEqual(db.execute("SELECT attempt, exit_code FROM sessions").fetchall(), [(1, 75), (2, 0)])
+        self.assertTrue(any(f"step-{last:08d}" in m for m in self.events("run", "resume")))
+        self.assertEqual(glob.glob(self.path("run", "checkpoints", "*.left*")), [])
+        self.assertEqual(glob.glob(self.path("run", "checkpoints", "*.partial*")), [])
 
 
 class Kept(Resume):

@@ -273,6 +273,25 @@ static void files_are_whole_or_absent(void **state) {
     assert_int_equal(unlink(path), 0);
 }
 
+static void a_lock_is_one_holders(void **state) {
+    const char *path = inside("held");
+    int first, second;
+    check_status(file_lock(&first, path), STATUS_OK);
+    assert_true(first >= 0);
+    check_status(file_lock(&second, path), STATUS_OK);
+    assert_int_equal(second, -1);
+    assert_int_equal(write(first, "kept", 4), 4);
+    close(first);
+    check_status(file_lock(&second, path), STATUS_OK);
+    assert_true(second >= 0);
+    check_text(path, "kept");
+    close(second);
+    check_status(file_lock(&first, folder), STATUS_IO);
+    assert_non_null(strstr(status_message(), folder));
+    status_clear();
+    unlink(path);
+}
+
 static void reading(void **state) {
     char *text;
     size_t bytes;
@@ -351,6 +370,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(normals_have_normal_moments),
     cmocka_unit_test(uniform_integers),
     cmocka_unit_test_setup_teardown(files_are_whole_or_absent, make_folder, remove_folder),
+    cmocka_unit_test_setup_teardown(a_lock_is_one_holders, make_folder, remove_folder),
     cmocka_unit_test_setup_teardown(reading, make_folder, remove_folder),
     cmocka_unit_test_setup_teardown(folders, make_folder, remove_folder),
     cmocka_unit_test_setup_teardown(json_files, make_folder, remove_folder),
