@@ -19,12 +19,20 @@ static diag *open_diag(const config *c) {
     return d;
 }
 
-/* The share of one sender: every other tensor, starting with its own number. */
-static channel_message make_share(const snapshot *s, int sender, int64_t step) {
+/* As the trainer sends: a rank's own layers, and to the first one the gains of all. */
+static bool goes_to(const config *c, const snapshot_tensor *t, int rank) {
+    int layer;
+    assert_int_equal(sscanf(t->name, "layers.%d.", &layer), 1);
+    return diag_rank_of_layer(c, layer) == rank || (rank == 0 && t->rows == 1);
+}
+
+/* The share of one sender for a diagnostics rank: of every other tensor, starting with its own number. */
+static channel_message make_share(const snapshot *s, const config *c, int rank, int sender, int64_t step) {
     snapshot_piece pieces[64];
     int count = 0;
     for (int i = sender; i < s->count; i += SENDERS) {
         const snapshot_tensor *t = &s->tensors[i];
+        if (!goes_to(c, t, rank)) continue;
         pieces[count] = (snapshot_piece){.rows = t->rows, .cols = t->cols, .n_rows = t->rows, .n_cols = t->cols};
         memcpy(pieces[count++].name, t->name, sizeof(t->name));
     }
@@ -34,22 +42,28 @@ static channel_message make_share(const snapshot *s, int sender, int64_t step) {
     float *values = snapshot_message_begin(m.data, pieces, count);
     for (int i = sender; i < s->count; i += SENDERS) {
         const snapshot_tensor *t = &s->tensors[i];
+        if (!goes_to(c, t, rank)) continue;
         memcpy(values, t->data, (size_t)(t->rows * t->cols) * sizeof(float));
         values += t->rows * t->cols;
     }
     return m;
 }
 
-/* Hands over a share of noise of that step, `cut` bytes left off its end. Returns the credits. */
-static int send_share(diag *d, const config *c, int sender, int64_t step, size_t cut) {
+/* Hands d, the diagnostics rank of that number, a share of noise of that step, `cut` bytes left off its end. Returns
+ * the credits. */
+static int send_share_to(diag *d, int rank, const config *c, int sender, int64_t step, size_t cut) {
     snapshot s = {0};
     snapshot_fill(&s, c, (uint64_t)step);
-    channel_message m = make_share(&s, sender, step);
+    channel_message m = make_share(&s, c, rank, sender, step);
     m.bytes -= cut;
     int credits = diag_take(d, &m, SENDERS);
     free(m.data);
     snapshot_free(&s);
     return credits;
+}
+
+static int send_share(diag *d, const config *c, int sender, int64_t step, size_t cut) {
+    return send_share_to(d, 0, c, sender, step, cut);
 }
 
 static void send_record(diag *d, int kind, const void *data, size_t bytes) {
@@ -271,9 +285,9 @@ static void close_two(two_ranks *t) {
     check_status(diag_close(t->first), STATUS_OK);
 }
 
-static void send_both_shares(diag *d, const config *c, int64_t step, int credits) {
-    assert_int_equal(send_share(d, c, 0, step, 0), 0);
-    assert_int_equal(send_share(d, c, 1, step, 0), credits);
+static void send_both_shares(diag *d, int rank, const config *c, int64_t step, int credits) {
+    assert_int_equal(send_share_to(d, rank, c, 0, step, 0), 0);
+    assert_int_equal(send_share_to(d, rank, c, 1, step, 0), credits);
 }
 
 /* Whoever is first, a snapshot is done when the spectra of both are there; both know what one alone computes. */
@@ -282,17 +296,17 @@ static void spectra_of_two_ranks_meet(void **state) {
     two_ranks t;
     config alone = test_config();
     diag *d = open_diag(&alone);
-    send_both_shares(d, &alone, 20, 1);
+    send_both_shares(d, 0, &alone, 20, 1);
     check_status(diag_close(d), STATUS_OK);
     double matrices = rundb_number("SELECT count(*) FROM matrices");
     double sum = rundb_number("SELECT sum(lambda_max * matrix_id) FROM spectra"), of_pairs = rundb_number(digits);
     unlink(rundb_path);
     open_two(&t);
-    send_both_shares(t.second, &t.config, 10, 1);
+    send_both_shares(t.second, 1, &t.config, 10, 1);
     assert_int_equal(relay(&t, 1, 0), 0); /* before any share has come to the first */
-    send_both_shares(t.first, &t.config, 10, 1);
-    send_both_shares(t.first, &t.config, 20, 0);
-    send_both_shares(t.second, &t.config, 20, 1);
+    send_both_shares(t.first, 0, &t.config, 10, 1);
+    send_both_shares(t.first, 0, &t.config, 20, 0);
+    send_both_shares(t.second, 1, &t.config, 20, 1);
     assert_int_equal(relay(&t, 1, 0), 1);
     close_two(&t);
     check_sql("SELECT count(*) FROM snapshots WHERE status = 'done' AND compute_ms > 0", 2);
@@ -312,13 +326,13 @@ static void what_a_rank_sends_twice_counts_once(void **state) {
     const channel_message saved = {
         .kind = DIAG_CHECKPOINT, .step = 10, .bytes = sizeof(checkpoint), .data = (void *)&checkpoint};
     open_two(&t);
-    send_both_shares(t.second, &t.config, 10, 1);
+    send_both_shares(t.second, 1, &t.config, 10, 1);
     check_status(channel_receive(t.from_second, &again), STATUS_OK);
     again.sender = SENDERS;
     assert_int_equal(diag_take(t.first, &again, SENDERS), 0);
     assert_int_equal(diag_take(t.first, &again, SENDERS), 0);
     assert_int_equal(rundb_number("SELECT count(*) FROM snapshots WHERE status = 'done'"), 0);
-    send_both_shares(t.first, &t.config, 10, 1);
+    send_both_shares(t.first, 0, &t.config, 10, 1);
     assert_int_equal(diag_take(t.first, &again, SENDERS), 0);
     channel_release(t.from_second, &again);
     diag_take(t.first, &saved, SENDERS);
@@ -333,17 +347,18 @@ static void what_a_rank_sends_twice_counts_once(void **state) {
 static void a_missing_half_is_a_failed_snapshot(void **state) {
     two_ranks t;
     open_two(&t);
-    assert_int_equal(send_share(t.second, &t.config, 0, 1, 0), 0);
-    assert_int_equal(send_share(t.second, &t.config, 1, 1, 4), 1); /* cut off: an event, and a part without spectra */
-    send_both_shares(t.first, &t.config, 1, 0);
+    assert_int_equal(send_share_to(t.second, 1, &t.config, 0, 1, 0), 0);
+    assert_int_equal(send_share_to(t.second, 1, &t.config, 1, 1, 4),
+                     1); /* cut off: an event, and a part without spectra */
+    send_both_shares(t.first, 0, &t.config, 1, 0);
     assert_int_equal(relay(&t, 2, 0), 1);
-    send_both_shares(t.first, &t.config, 2, 0);
-    send_both_shares(t.second, &t.config, 2, 1);
+    send_both_shares(t.first, 0, &t.config, 2, 0);
+    send_both_shares(t.second, 1, &t.config, 2, 1);
     assert_int_equal(relay(&t, 1, 8), 1);
-    send_both_shares(t.first, &t.config, 3, 0);
-    send_both_shares(t.second, &t.config, 3, 1);
+    send_both_shares(t.first, 0, &t.config, 3, 0);
+    send_both_shares(t.second, 1, &t.config, 3, 1);
     assert_int_equal(relay(&t, 1, 0), 1);
-    send_both_shares(t.first, &t.config, 4, 0); /* the second is gone */
+    send_both_shares(t.first, 0, &t.config, 4, 0); /* the second is gone */
     assert_int_equal(diag_give_up(t.first, SENDERS), 1);
     close_two(&t);
     check_sql("SELECT count(*) FROM snapshots WHERE status = 'failed' AND step IN (1, 2, 4)", 3);
