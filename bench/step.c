@@ -2,8 +2,8 @@
  *
  * usage: bench_step SIZE VARIANT BATCH [STEPS [THREADS]]     e.g. bench_step tiny mha 16
  * Checks first that the loss starts at ln V and falls when one batch is repeated; then prints one JSON line: median ms
- * a step, tokens/s, achieved GFLOP/s and the share of the time inside BLAS products (those of the attention core not
- * counted). */
+ * a step, tokens/s, achieved GFLOP/s and the share of the time inside matrix products, whoever makes them (those of the
+ * attention core not counted). */
 #include "core/clock.h"
 #include "core/ops/ops.h"
 #include "trainer/optimizer.h"
