@@ -211,15 +211,19 @@ static void a_program_gets_its_arguments_and_the_facts(void **state) {
     unsetenv("BULKHEAD_STEP");
 }
 
-static void programs_that_fail_are_told(void **state) {
+static void a_program_that_is_not_there_is_told(void **state) {
     watch w;
-    static const double fires[] = {8, 0, 0, 0}, quiet[] = {0, 0, 0, 0};
     check_status(open_watch(&w, "tw_score > 7 then run: no-such-program-anywhere"), STATUS_OK);
-    take(&w, 0, fires);
+    take(&w, 0, (const double[]){8, 0, 0, 0});
     assert_int_equal(w.lines, 2);
     assert_non_null(strstr(w.said, "no-such-program-anywhere does not start"));
     assert_string_equal(status_message(), "");
     alerts_close(w.alerts);
+}
+
+static void programs_that_fail_are_told(void **state) {
+    watch w;
+    static const double fires[] = {8, 0, 0, 0}, quiet[] = {0, 0, 0, 0};
     check_status(open_watch(&w, "tw_score > 7 then run: sh -c 'exit 3'"), STATUS_OK);
     take(&w, 0, fires);
     for (int tries = 0; tries < 2000 && !strstr(w.said, "exit code 3"); tries++) {
@@ -253,6 +257,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup_teardown(limits_themselves, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(a_rule_about_nothing_recorded_is_refused, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(a_program_gets_its_arguments_and_the_facts, rundb_setup, rundb_teardown),
+    cmocka_unit_test_setup_teardown(a_program_that_is_not_there_is_told, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(programs_that_fail_are_told, rundb_setup, rundb_teardown),
     cmocka_unit_test_setup_teardown(too_many_programs_are_not_started, rundb_setup, rundb_teardown),
 };
