@@ -43,8 +43,8 @@ class Launch(harness.RunTest):
         open(self.path("mark"), "x").close()
         done = self.launch(harness.BULKHEAD, "train", self.config(), "--set", f"run.dir={self.path('run')}",
                            "--resume", "auto", LD_PRELOAD=os.environ["PRELOAD"], DIE_CONNECTING=self.path("mark"),
-                           SLURM_NTASKS="3", OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
-                           OMPI_MCA_rmaps_base_oversubscribe="1")
+                           ASAN_OPTIONS="verify_asan_link_order=0", SLURM_NTASKS="3", OMPI_ALLOW_RUN_AS_ROOT="1",
+                           OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1", OMPI_MCA_rmaps_base_oversubscribe="1")
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn("the run is started again", done.stderr)
         self.assertEqual(len(self.losses(self.database("run"))), 6)
