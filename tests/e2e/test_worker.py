@@ -175,7 +175,9 @@ class Worker(RunTest):
         self.assertIn("is not started again", err)
         db = self.database("run")
         self.assertEqual([step for step, _ in self.events(db, "drop")], [0])
-        self.assertEqual([step for step, _ in self.events(db, "restart")], [0, 0])  # later ones came too late
+        restarts = [step for step, _ in self.events(db, "restart")]
+        self.assertEqual(restarts[:2], [0, 0])
+        self.assertNotIn(0, restarts[2:])  # how many more there are before the end is a matter of speed
         self.check_last_word(db)
 
     def test_a_further_rank_whose_work_never_succeeds(self):
