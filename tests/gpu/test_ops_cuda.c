@@ -3,6 +3,7 @@
  *
  * fp32 results may differ by the order of sums and the last bits of exp; bf16 results also by their own rounding.
  * Differences are measured against the element plus the root mean square of all, since sums cancel. */
+#include "core/ops/cuda/kernels.h"
 #include "core/ops/ops.h"
 #include "inputs.h"
 
@@ -337,6 +338,49 @@ static tensor fixed_rows(ops *o, uint64_t stream, int64_t rows, int64_t cols) {
     free(numbers);
     free(rounded);
     return t;
+}
+
+static uint64_t mixed(uint64_t x) { /* the finalizer of SplitMix64 (Steele, Lea & Flood 2014) */
+    x = (x ^ (x >> 30)) * UINT64_C(0xbf58476d1ce4e5b9);
+    x = (x ^ (x >> 27)) * UINT64_C(0x94d049bb133111eb);
+    return x ^ (x >> 31);
+}
+
+/* Of random bits, columns of a wider matrix, against the formula; more rows than blocks, more columns than threads. */
+static void test_checksum(void **state) {
+    static const int64_t shapes[][2] = {{1, 1}, {3, 700}, {1100, 9}, {257, 256}};
+    tables t;
+    open_tables(&t, false);
+    ops *o = &t.gpu;
+    for (size_t s = 0; s < sizeof shapes / sizeof *shapes; s++)
+        for (int wide = 0; wide < 2; wide++) {
+            int64_t rows = shapes[s][0], cols = shapes[s][1], ld = cols + 3;
+            dtype type = wide ? DTYPE_F32 : DTYPE_BF16;
+            size_t bytes = (size_t)(rows * ld) * dtype_bytes(type);
+            uint8_t *bits = malloc(bytes);
+            assert_non_null(bits);
+            for (size_t i = 0; i < bytes; i++) bits[i] = (uint8_t)inputs_below(256);
+            uint64_t want = 0, got = 0;
+            for (int64_t i = 0; i < rows; i++)
+                for (int64_t j = 0; j < cols; j++) {
+                    uint64_t element = wide ? ((uint32_t *)bits)[i * ld + j] : ((uint16_t *)bits)[i * ld + j];
+                    want += mixed(mixed((uint64_t)(i * cols + j) + 1) + element);
+                }
+            tensor block = tensor_make(o->alloc(o, bytes), type, rows, ld);
+            void *sum = o->alloc(o, sizeof got);
+            assert_non_null(block.data);
+            assert_non_null(sum);
+            o->upload(o, block.data, bits, bytes);
+            o->sync(o);
+            assert_int_equal(launch_checksum(sum, tensor_cols(block, 0, cols), NULL), cudaSuccess);
+            assert_int_equal(cudaDeviceSynchronize(), cudaSuccess);
+            o->download(o, &got, sum, sizeof got);
+            assert_true(got == want);
+            o->release(o, block.data);
+            o->release(o, sum);
+            free(bits);
+        }
+    close_tables(&t);
 }
 
 /* Of a large product algorithms are tried: which one a table takes is not seen in the result, also not of the product
@@ -876,6 +920,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup(test_marks, inputs_start),
     cmocka_unit_test_setup(test_matmul_fp32, inputs_start),
     cmocka_unit_test_setup(test_matmul_bf16, inputs_start),
+    cmocka_unit_test_setup(test_checksum, inputs_start),
     cmocka_unit_test_setup(test_the_choice_of_an_algorithm_is_not_seen, inputs_start),
     cmocka_unit_test_setup(test_fp32_products_are_not_tf32, inputs_start),
     cmocka_unit_test_setup(test_rmsnorm, inputs_start),
