@@ -33,6 +33,7 @@ class FourGpus(RunTest):
             losses.append(self.losses(db))
             self.assertEqual(len(losses[-1]), STEPS)
             self.assertEqual(losses[-1], losses[0], f"repeat {repeat}")
+            print(f"run {repeat + 1} of {REPEATS} is over", flush=True)
 
     def test_same_as_one(self):
         config = self.small(SAME_STEPS, "fp32")
