@@ -231,7 +231,7 @@ status channel_post(channel_sender *s, int kind, int64_t step, const void *data,
 }
 
 bool channel_take_credit(channel_sender *s) {
-    return s->wire && wire_out_take_credit(s->wire);
+    return s->wire && (s->held.data || queue_is_ready(s->buffers)) && wire_out_take_credit(s->wire);
 }
 
 int channel_take_requests(channel_sender *s) {

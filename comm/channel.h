@@ -3,7 +3,7 @@
  * (diagnostics.ranks: 0).
  *
  * Two ways to send. Records (losses, events) are copied, queued and never dropped. Snapshots are large: the sender owns
- * two buffers of a fixed size, and the receiver grants credits for whole snapshots, so that a slow receiver costs no
+ * a few buffers of a fixed size, and the receiver grants credits for whole snapshots, so that a slow receiver costs no
  * memory. Over MPI a message is announced by a header and followed by chunks, each sent by MPI_Isend, MPI_Test and
  * sleep: a blocking send spins and takes a core from the training loop. A snapshot has no chunks where the receiver,
  * on the same host, can read the sender's buffer: it copies what is its own and says when it has. */
@@ -23,7 +23,10 @@ enum {
     CHANNEL_END = -1,
     CHANNEL_SNAPSHOT = -2
 }; /* message kinds below 0 are the channel's own; others are the caller's */
-enum { CHANNEL_SNAPSHOT_BUFFERS = OFFLOAD_SLOTS };
+/* A buffer is in use from the step of its snapshot, which the host queues about a step ahead of a GPU, until it is
+ * copied; a credit until its spectra are there. With one fewer of either, snapshots that take less than a step to copy
+ * and less than a step to compute would be dropped. */
+enum { CHANNEL_SNAPSHOT_BUFFERS = OFFLOAD_SLOTS, CHANNEL_SNAPSHOT_CREDITS = CHANNEL_SNAPSHOT_BUFFERS + 1 };
 
 typedef struct channel_message {
     int kind;
@@ -37,7 +40,7 @@ typedef struct channel_message {
 } channel_message;
 
 /* Over MPI: every compute rank opens a sender, every diagnostics rank a receiver. snapshot_bytes: size of each of the
- * two buffers, the largest snapshot message that this rank will send. They are memory that other processes of the host
+ * buffers, the largest snapshot message that this rank will send. They are memory that other processes of the host
  * may read, locked by o, or else o's host memory, and what snapshots hold is o's device memory; o outlives the sender.
  * CONFIG where there is no memory for them. */
 status channel_sender_open(channel_sender **out, const comm_roles *roles, size_t snapshot_bytes, ops *o);
@@ -66,7 +69,8 @@ status channel_worker_open(channel_sender **first, channel_receiver **receiver, 
 /* Queues a copy of a record for the first diagnostics rank. */
 status channel_post(channel_sender *s, int kind, int64_t step, const void *data, size_t bytes);
 
-/* Compute rank 0: true when the receiver has granted a credit for one more snapshot; takes it. */
+/* Compute rank 0: true when the receiver has granted a credit for one more snapshot and there is a buffer for it; takes
+ * the credit. */
 bool channel_take_credit(channel_sender *s);
 
 /* What a receiver may ask for: bits. */
@@ -79,7 +83,7 @@ int channel_take_requests(channel_sender *s);
  */
 int64_t channel_confirmed(channel_sender *s);
 
-/* A free snapshot buffer; waits for the older snapshot to leave when both are in flight. NULL when the thread has
+/* A free snapshot buffer; waits for the oldest snapshot to leave when all are in flight. NULL when the thread has
  * failed. */
 void *channel_snapshot_buffer(channel_sender *s);
 

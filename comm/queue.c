@@ -60,12 +60,17 @@ static status failure(const queue *q) {
     return q->failure == STATUS_OK ? STATUS_OK : status_fail(q->failure, "%s", q->reason);
 }
 
+/* Likewise. */
+static bool is_ready(const queue *q) {
+    return q->first || q->ended || q->failure != STATUS_OK;
+}
+
 /* Call with the lock held, when what a reader may be waiting for has changed. */
 static void tell(queue *q) {
     uint64_t one = 1;
     pthread_cond_broadcast(&q->changed);
     if (q->descriptor < 0) return;
-    bool ready = q->first || q->ended || q->failure != STATUS_OK;
+    bool ready = is_ready(q);
     /* Neither can fail: the counter is 0 or 1. */
     if (read(q->descriptor, &one, sizeof one) < 0) one = 1;
     if (ready && write(q->descriptor, &one, sizeof one) < 0) one = 0;
@@ -100,7 +105,7 @@ status queue_push(queue *q, const channel_message *message) {
 status queue_pop(queue *q, channel_message *message) {
     *message = (channel_message){.kind = CHANNEL_END};
     pthread_mutex_lock(&q->lock);
-    while (!q->first && !q->ended && q->failure == STATUS_OK) pthread_cond_wait(&q->changed, &q->lock);
+    while (!is_ready(q)) pthread_cond_wait(&q->changed, &q->lock);
     node *n = q->first;
     status result = n ? STATUS_OK : failure(q);
     if (n) {
@@ -112,6 +117,13 @@ status queue_pop(queue *q, channel_message *message) {
     if (n) *message = n->message;
     free(n);
     return result;
+}
+
+bool queue_is_ready(queue *q) {
+    pthread_mutex_lock(&q->lock);
+    bool ready = is_ready(q);
+    pthread_mutex_unlock(&q->lock);
+    return ready;
 }
 
 void queue_end(queue *q) {

@@ -16,6 +16,9 @@ status queue_push(queue *q, const channel_message *message);
 /* The next message, CHANNEL_END when there will be none; waits. What came before a failure is still handed out. */
 status queue_pop(queue *q, channel_message *message);
 
+/* Whether queue_pop() need not wait. */
+bool queue_is_ready(queue *q);
+
 void queue_end(queue *q);
 void queue_fail(queue *q, status code, const char *reason);
 

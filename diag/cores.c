@@ -83,9 +83,9 @@ static void multiply_shared(const maps *m, worker *w, double *wide, const core_f
     memset(wide, 0, (size_t)d * sizeof(double));
     if (content > 0) {
         multiply_turned(w->tau, w->up, x, content, R, w->up_scale, 0);
-        multiply_turned(wide, w->down, w->tau, R, d, 1, 0);
+        multiply_turned(wide, w->layer->down, w->tau, R, d, 1, 0);
     }
-    multiply_turned(wide, w->key_rope, x + content, c->rows - content, d, 1, 1);
+    multiply_turned(wide, w->layer->key_rope, x + content, c->rows - content, d, 1, 1);
 }
 
 /* to [d] = the map's vector on the side of `factor` [n, d], from the core's vector on the other side, by way of that
@@ -161,7 +161,7 @@ static void measure(const job *j, worker *w, const core_frame *c) {
 
 /* ---------------------------------------------------------------- maps */
 
-int cores_list_parts(const job *j, const family *f, int form, int scope, int matrix, int content, double divisor,
+int cores_list_parts(const maps *m, const family *f, int form, int scope, int matrix, int content, double divisor,
                      part_rows *out) {
     const part_rows all[MAPS_PART_COUNT] = {[MAPS_full] = {0, 0, content + f->rope, 1},
                                             [MAPS_content] = {0, 0, content, divisor},
@@ -169,7 +169,7 @@ int cores_list_parts(const job *j, const family *f, int form, int scope, int mat
                                             [MAPS_ov] = {0, 0, content, 1}};
     int count = 0;
     for (int part = 0; part < MAPS_PART_COUNT; part++) {
-        int first = j->m->first[form][part][scope];
+        int first = m->first[form][part][scope];
         if (first < 0 || (part == MAPS_ov) != f->values) continue;
         out[count] = all[part];
         out[count++].index = first + matrix;
@@ -235,20 +235,18 @@ static void measure_by_qr(const job *j, worker *w, const double *A, const double
     measure_triangles(j, w, A, B, rows, 0, parts, count);
 }
 
-/* w->shared, once a layer. */
-static void find_shared(const maps *m, worker *w) {
+void cores_find_triangle(const maps *m, worker *w, layer_factors *l) {
     int R = m->latent, rope = m->chain.rope;
     int64_t d = m->width;
-    if (w->has_shared) return;
-    w->has_shared = true;
-    w->shared_is_finite = finite_rows(w->down, R * d) && finite_rows(w->key_rope, rope * d);
-    if (!w->shared_is_finite) return;
-    memcpy(w->factor, w->down, (size_t)(R * d) * sizeof(double));
-    memcpy(w->factor + R * d, w->key_rope, (size_t)(rope * d) * sizeof(double));
-    triangular_factor(m, w, m->width, R + rope, w->shared);
+    l->finite = finite_rows(l->down, R * d) && finite_rows(l->key_rope, rope * d);
+    if (!l->finite) return;
+    memcpy(w->factor, l->down, (size_t)(R * d) * sizeof(double));
+    memcpy(w->factor + R * d, l->key_rope, (size_t)(rope * d) * sizeof(double));
+    triangular_factor(m, w, m->width, R + rope, l->triangle);
 }
 
-/* w->factor [R_kv + rope, content + rope], column-major: w->shared times [up^T | 0; 0 | 1], whose triangle is B^T's. */
+/* w->factor [R_kv + rope, content + rope], column-major: the layer's triangle times [up^T | 0; 0 | 1], whose triangle
+ * is B^T's. */
 static void multiply_up(const maps *m, worker *w, const family *f) {
     int R = m->latent, ld = R + m->chain.rope, length = R + f->rope;
     for (int j = 0; j < f->content; j++) {
@@ -256,20 +254,21 @@ static void multiply_up(const maps *m, worker *w, const family *f) {
         for (int i = 0; i < R; i++) column[i] = w->up_scale * w->up[(int64_t)j * R + i];
         for (int i = R; i < length; i++) column[i] = 0;
     }
-    cblas_dtrmm(CblasColMajor, CblasLeft, CblasUpper, CblasNoTrans, CblasNonUnit, R, f->content, 1, w->shared, ld,
-                w->factor, length);
+    cblas_dtrmm(CblasColMajor, CblasLeft, CblasUpper, CblasNoTrans, CblasNonUnit, R, f->content, 1, w->layer->triangle,
+                ld, w->factor, length);
     for (int j = 0; j < f->rope; j++)
-        memcpy(w->factor + (int64_t)(f->content + j) * length, w->shared + (int64_t)(R + j) * ld,
+        memcpy(w->factor + (int64_t)(f->content + j) * length, w->layer->triangle + (int64_t)(R + j) * ld,
                (size_t)length * sizeof(double));
+}
+
+bool cores_shares(const maps *m, const family *f) {
+    return m->latent && f->content <= m->latent && m->latent + m->chain.rope < m->width;
 }
 
 bool cores_score_shared(const job *j, worker *w, const family *f, const part_rows *parts, int count) {
     const maps *m = j->m;
     int R = m->latent, rows = f->content + f->rope, length = R + f->rope;
-    if (count == 0) return true;
-    if (f->content > R || R + m->chain.rope >= m->width) return false;
-    find_shared(m, w);
-    if (!w->shared_is_finite || !finite_rows(w->A, (int64_t)rows * m->width)) return false;
+    if (!w->layer->finite || !finite_rows(w->A, (int64_t)rows * m->width)) return false;
     multiply_up(m, w, f);
     if (!finite_rows(w->factor, (int64_t)length * rows)) return false;
     triangular_factor(m, w, length, rows, w->RB);

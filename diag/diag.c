@@ -24,7 +24,7 @@
 #include <string.h>
 
 /* Credits bound the snapshots under way; one more tells that a rank's share of an old one was lost. */
-enum { MOST_UNDER_WAY = CHANNEL_SNAPSHOT_BUFFERS + 1 };
+enum { MOST_UNDER_WAY = CHANNEL_SNAPSHOT_CREDITS + 1 };
 enum { MOST_RANKS = 1024 }; /* as diagnostics.ranks says */
 enum { FLUSH_EVERY_MS = 500, RETRY_EVERY_MS = 5000, RETRY_FOR_CHECKPOINT_MS = 500 };
 
@@ -740,7 +740,7 @@ static void write_until_message(diag *d, channel_receiver *channel, told *t) {
 
 status diag_serve(diag *d, channel_receiver *channel, int senders) {
     told t = {d->confirmed, d->progress};
-    for (int i = 0; i < CHANNEL_SNAPSHOT_BUFFERS; i++) channel_grant(channel);
+    for (int i = 0; i < CHANNEL_SNAPSHOT_CREDITS; i++) channel_grant(channel);
     if (d->maps) maps_tell(d->maps, go_on, channel);
     for (;;) {
         channel_message m = {0};

@@ -30,36 +30,35 @@ static void scale_columns(double *x, int rows, int cols, const double *gain) {
 static void load_block(const job *j, const worker *w, double *to, int slot, int h) {
     const chain_tensor *t = &j->m->chain.slot[slot];
     chain_block(to, t, j->tensor[slot], h);
-    scale_columns(to, chain_rows(t), chain_cols(t), w->gain);
+    scale_columns(to, chain_rows(t), chain_cols(t), w->layer->gain);
 }
 
-void factors_load_layer(const job *j, worker *w) {
+void factors_load_layer(const job *j, worker *w, layer_factors *l) {
     const maps *m = j->m;
     const chain_tensor *t = m->chain.slot;
     int d = m->width, wide = m->heads * m->chain.content, R = m->latent;
-    w->c_rms = 1;
-    w->has_shared = false;
-    widen(w->gain, j->tensor[CHAIN_NORM], 1, d, NULL, NULL);
+    l->c_rms = 1;
+    widen(l->gain, j->tensor[CHAIN_NORM], 1, d, NULL, NULL);
     if (t[CHAIN_Q_DOWN].name)
-        widen(w->q_down, j->tensor[CHAIN_Q_DOWN], m->q_latent, d, j->tensor[CHAIN_Q_NORM], w->gain);
-    if (t[CHAIN_KEY_ROPE].name) widen(w->key_rope, j->tensor[CHAIN_KEY_ROPE], m->chain.rope, d, NULL, w->gain);
+        widen(l->q_down, j->tensor[CHAIN_Q_DOWN], m->q_latent, d, j->tensor[CHAIN_Q_NORM], l->gain);
+    if (t[CHAIN_KEY_ROPE].name) widen(l->key_rope, j->tensor[CHAIN_KEY_ROPE], m->chain.rope, d, NULL, l->gain);
     if (t[CHAIN_DOWN].name) {
-        widen(w->down, j->tensor[CHAIN_DOWN], R, d, NULL, w->gain);
+        widen(l->down, j->tensor[CHAIN_DOWN], R, d, NULL, l->gain);
     } else if (t[CHAIN_DOWN_K].name) {
         widen(w->left, j->tensor[CHAIN_DOWN_K], R, wide, NULL, NULL);
-        widen(w->right, j->tensor[CHAIN_KEY], wide, d, NULL, w->gain);
-        multiply(w->down, w->left, w->right, R, d, wide, 1, 0);
+        widen(w->right, j->tensor[CHAIN_KEY], wide, d, NULL, l->gain);
+        multiply(l->down, w->left, w->right, R, d, wide, 1, 0);
         widen(w->left, j->tensor[CHAIN_DOWN_V], R, wide, NULL, NULL);
-        widen(w->right, j->tensor[CHAIN_VALUE], wide, d, NULL, w->gain);
-        multiply(w->down, w->left, w->right, R, d, wide, 1, 1);
+        widen(w->right, j->tensor[CHAIN_VALUE], wide, d, NULL, l->gain);
+        multiply(l->down, w->left, w->right, R, d, wide, 1, 1);
     }
     /* RMSNorm rescales the content key alone: this is the latent's rms for isotropic tokens. */
     if (m->chain.rope > 0 && m->latent_norm) {
-        double c = cblas_dnrm2(R * d, w->down, 1) / sqrt(R);
-        if (c > 0 && isfinite(c)) w->c_rms = c;
+        double c = cblas_dnrm2(R * d, l->down, 1) / sqrt(R);
+        if (c > 0 && isfinite(c)) l->c_rms = c;
     }
     if (j->tensor[CHAIN_KV_NORM])
-        for (int i = 0; i < R; i++) cblas_dscal(d, j->tensor[CHAIN_KV_NORM][i], w->down + (int64_t)i * d, 1);
+        for (int i = 0; i < R; i++) cblas_dscal(d, j->tensor[CHAIN_KV_NORM][i], l->down + (int64_t)i * d, 1);
 }
 
 /* W_O^h [d, D_v] turned round. */
@@ -79,7 +78,7 @@ void factors_load_left(const job *j, worker *w, const family *f, int h) {
         load_block(j, w, w->A, CHAIN_QUERY, h);
     } else {
         chain_block(w->left, &m->chain.slot[CHAIN_QUERY], j->tensor[CHAIN_QUERY], h);
-        multiply(w->A, w->left, w->q_down, rows, d, m->q_latent, 1, 0);
+        multiply(w->A, w->left, w->layer->q_down, rows, d, m->q_latent, 1, 0);
     }
 }
 
@@ -91,13 +90,13 @@ void factors_load_right(const job *j, worker *w, const family *f, int g) {
     }
     int slot = f->values ? CHAIN_OV_VALUE : CHAIN_UP;
     chain_block(w->up, &m->chain.slot[slot], j->tensor[slot], g);
-    w->up_scale = f->values ? 1 : 1 / w->c_rms;
+    w->up_scale = f->values ? 1 : 1 / w->layer->c_rms;
 }
 
 void factors_form_right(const maps *m, worker *w, const family *f) {
     int content = f->content, d = m->width;
-    multiply(w->B, w->up, w->down, content, d, m->latent, w->up_scale, 0);
-    memcpy(w->B + (int64_t)content * d, w->key_rope, (size_t)f->rope * (size_t)d * sizeof(double));
+    multiply(w->B, w->up, w->layer->down, content, d, m->latent, w->up_scale, 0);
+    memcpy(w->B + (int64_t)content * d, w->layer->key_rope, (size_t)f->rope * (size_t)d * sizeof(double));
 }
 
 static void add_rows(double *to, const double *from, int64_t n) {
@@ -125,7 +124,7 @@ void factors_add_head(const maps *m, worker *w, const family *f, int g) {
 void factors_finish_layer(const maps *m, worker *w, const family *f) {
     if (!m->latent) return;
     int64_t content = (int64_t)m->latent * m->width;
-    double divisor = f->values ? 1 : w->c_rms;
-    for (int64_t i = 0; i < content; i++) w->layer_B[i] = w->down[i] / divisor;
-    memcpy(w->layer_B + content, w->key_rope, (size_t)f->rope * (size_t)m->width * sizeof(double));
+    double divisor = f->values ? 1 : w->layer->c_rms;
+    for (int64_t i = 0; i < content; i++) w->layer_B[i] = w->layer->down[i] / divisor;
+    memcpy(w->layer_B + content, w->layer->key_rope, (size_t)f->rope * (size_t)m->width * sizeof(double));
 }

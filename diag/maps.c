@@ -1,6 +1,9 @@
 /* The door of the maps: which matrices are recorded, the workers' memory, and a snapshot's way through factors.c and
- * cores.c. Workers take layers. Each has its own memory, allocated once; nothing writes what another worker reads. With
- * a device they leave square cores to it (diag/solver.h), and take matrices when it has the singular values. */
+ * cores.c. What a layer's heads share is made first; then workers take tasks, a head's maps or a layer's own, of as
+ * many layers at once as there is memory for. Each has its own memory, allocated once; nothing writes what another
+ * worker reads. With a device they leave square cores to it (diag/solver.h), and take matrices when it has the singular
+ * values.
+ */
 #include "core/log.h"
 #include "diag/maps_private.h"
 
@@ -171,14 +174,9 @@ static void lay_out(const maps *m, worker *w, arena *a) {
         right = t[CHAIN_KEY].rows * t[CHAIN_KEY].cols;
     }
     if (left < value) left = value;
-    w->gain = numbers(a, d);
-    w->q_down = numbers(a, m->q_latent * d);
-    w->down = numbers(a, m->latent * d);
-    w->key_rope = numbers(a, m->chain.rope * d);
     w->left = numbers(a, left);
     w->right = numbers(a, right);
     w->up = numbers(a, head * m->latent);
-    w->shared = numbers(a, m->latent ? (m->latent + m->chain.rope) * (m->latent + m->chain.rope) : 0);
     w->A = numbers(a, head * d);
     w->B = numbers(a, head * d);
     w->layer_A = numbers(a, layer * d);
@@ -193,12 +191,32 @@ static void lay_out(const maps *m, worker *w, arena *a) {
     w->lapack = numbers(a, m->lapack_size);
 }
 
+static void lay_out_layer(const maps *m, layer_factors *l, arena *a) {
+    int64_t d = m->width, side = m->triangles ? m->latent + m->chain.rope : 0;
+    l->gain = numbers(a, d);
+    l->q_down = numbers(a, m->q_latent * d);
+    l->down = numbers(a, m->latent * d);
+    l->key_rope = numbers(a, m->chain.rope * d);
+    l->triangle = numbers(a, side * side);
+}
+
+/* An arena that has been counted out gets its memory. */
+static status allocate(arena *a) {
+    size_t bytes = a->peak_bytes;
+    *a = (arena){.base = malloc(bytes), .size_bytes = bytes};
+    return a->base ? STATUS_OK : status_fail(STATUS_INTERNAL, "out of memory: the diagnostics need %zu bytes", bytes);
+}
+
+static status layer_open(const maps *m, layer_factors *l) {
+    lay_out_layer(m, l, &l->memory);
+    TRY(allocate(&l->memory));
+    lay_out_layer(m, l, &l->memory);
+    return STATUS_OK;
+}
+
 static status worker_open(const maps *m, worker *w) {
     lay_out(m, w, &w->memory);
-    arena counted = w->memory;
-    w->memory = (arena){.base = malloc(counted.peak_bytes), .size_bytes = counted.peak_bytes};
-    if (!w->memory.base)
-        return status_fail(STATUS_INTERNAL, "out of memory: a diagnostics worker needs %zu bytes", counted.peak_bytes);
+    TRY(allocate(&w->memory));
     lay_out(m, w, &w->memory);
     int64_t head, layer;
     tallest(m, &head, &layer);
@@ -237,15 +255,45 @@ static status set_up(maps *m, const config *c) {
     return list_matrices(m);
 }
 
+static int parts_of(const maps *m, const family *f, int form, int scope) {
+    part_rows parts[MAPS_PART_COUNT];
+    return cores_list_parts(m, f, form, scope, 0, 0, 1, parts);
+}
+
+static void add_task(maps *m, const family *f, int head) {
+    m->tasks[m->task_count++] = (task){f, head};
+    m->loads |= f != NULL;
+}
+
+/* A layer's own maps, its weights, its heads. */
+static status list_tasks(maps *m) {
+    m->tasks = malloc((size_t)(FAMILIES * (m->heads + 1) + 1) * sizeof(*m->tasks));
+    if (!m->tasks) return status_fail(STATUS_INTERNAL, "out of memory for the diagnostics");
+    for (int i = 0; i < FAMILIES; i++)
+        if (parts_of(m, &m->family[i], MAPS_score, MAPS_layer)) add_task(m, &m->family[i], -1);
+    if (m->form[MAPS_weight]) add_task(m, NULL, -1);
+    for (int i = 0; i < FAMILIES; i++) {
+        const family *f = &m->family[i];
+        bool scores = parts_of(m, f, MAPS_score, MAPS_head), channels = parts_of(m, f, MAPS_channel, MAPS_head);
+        for (int h = 0; (scores || channels) && h < m->heads; h++) add_task(m, f, h);
+        m->triangles |= scores && !channels && cores_shares(m, f);
+    }
+    return STATUS_OK;
+}
+
 static status open_workers(maps *m, int threads) {
     int64_t head, layer;
     tallest(m, &head, &layer);
     m->lapack_size = LAPACK_BLOCK * greatest((int)head, (int)layer);
-    m->workers = greatest(least(threads, m->layers), 1);
+    TRY(list_tasks(m));
+    m->layers_at_once = greatest(least(threads, m->layers), 1);
+    m->workers = greatest(least(threads, m->layers_at_once * m->task_count), 1);
+    m->layer = calloc((size_t)m->layers_at_once, sizeof(*m->layer));
     m->worker = calloc((size_t)m->workers, sizeof(*m->worker));
     m->tensors = calloc((size_t)m->layers * CHAIN_SLOTS, sizeof(*m->tensors));
-    if (!m->worker || !m->tensors)
+    if (!m->layer || !m->worker || !m->tensors)
         return status_fail(STATUS_INTERNAL, "out of memory for %d diagnostics workers", m->workers);
+    for (int i = 0; i < m->layers_at_once; i++) TRY(layer_open(m, &m->layer[i]));
     for (int i = 0; i < m->workers; i++) TRY(worker_open(m, &m->worker[i]));
     return STATUS_OK;
 }
@@ -280,7 +328,10 @@ void maps_close(maps *m) {
         pair_work_close(&m->worker[i].pair);
         free(m->worker[i].memory.base);
     }
+    for (int i = 0; m->layer && i < m->layers_at_once; i++) free(m->layer[i].memory.base);
     free(m->worker);
+    free(m->layer);
+    free(m->tasks);
     free(m->tensors);
     free(m->matrices);
     free(m);
@@ -311,37 +362,36 @@ void maps_tell(maps *m, void (*told)(void *user), void *user) {
 
 /* ---------------------------------------------------------------- a layer, a snapshot */
 
-static bool records(const job *j, const family *f) {
-    part_rows parts[MAPS_PART_COUNT];
-    return cores_list_parts(j, f, MAPS_score, MAPS_layer, 0, 0, 1, parts) +
-               cores_list_parts(j, f, MAPS_score, MAPS_head, 0, 0, 1, parts) +
-               cores_list_parts(j, f, MAPS_channel, MAPS_head, 0, 0, 1, parts) >
-           0;
+/* The family's maps of head h. */
+static void compute_head(const job *j, worker *w, const family *f, int h) {
+    const maps *m = j->m;
+    int rows = f->content + f->rope, matrix = j->layer * m->heads + h;
+    part_rows score[MAPS_PART_COUNT], channel[MAPS_PART_COUNT];
+    double c_rms = w->layer->c_rms;
+    int channels = cores_list_parts(m, f, MAPS_channel, MAPS_head, matrix, f->content, c_rms, channel);
+    int scores = cores_list_parts(m, f, MAPS_score, MAPS_head, matrix, f->content, c_rms, score);
+    factors_load_left(j, w, f, h);
+    factors_load_right(j, w, f, h / (m->heads / m->kv_heads));
+    if (!channels && cores_shares(m, f) && cores_score_shared(j, w, f, score, scores)) return;
+    if (m->latent) factors_form_right(m, w, f);
+    if (channels) cores_channel(j, w, rows, channel, channels);
+    if (scores) cores_score(j, w, w->A, w->B, rows, score, scores);
 }
 
-/* The maps of one family in one layer. */
-static void compute_family(const job *j, worker *w, int layer, const family *f) {
+/* The family's maps of the layer as a whole. */
+static void compute_whole(const job *j, worker *w, const family *f) {
     const maps *m = j->m;
-    int per_kv = m->heads / m->kv_heads, rows = f->content + f->rope, last = -1;
-    part_rows score[MAPS_PART_COUNT], channel[MAPS_PART_COUNT], whole[MAPS_PART_COUNT];
-    int whole_count = cores_list_parts(j, f, MAPS_score, MAPS_layer, layer, f->layer_content, w->c_rms, whole);
-    if (whole_count) factors_start_layer(m, w, f);
+    int per_kv = m->heads / m->kv_heads;
+    part_rows parts[MAPS_PART_COUNT];
+    int count = cores_list_parts(m, f, MAPS_score, MAPS_layer, j->layer, f->layer_content, w->layer->c_rms, parts);
+    factors_start_layer(m, w, f);
     for (int h = 0; h < m->heads; h++) {
-        int g = h / per_kv, matrix = layer * m->heads + h;
-        int channels = cores_list_parts(j, f, MAPS_channel, MAPS_head, matrix, f->content, w->c_rms, channel);
-        int scores = cores_list_parts(j, f, MAPS_score, MAPS_head, matrix, f->content, w->c_rms, score);
         factors_load_left(j, w, f, h);
-        if (g != last) factors_load_right(j, w, f, g);
-        last = g;
-        if (whole_count) factors_add_head(m, w, f, g);
-        if (m->latent && !channels && cores_score_shared(j, w, f, score, scores)) continue;
-        if (m->latent) factors_form_right(m, w, f);
-        if (channels) cores_channel(j, w, rows, channel, channels);
-        if (scores) cores_score(j, w, w->A, w->B, rows, score, scores);
+        if (h % per_kv == 0) factors_load_right(j, w, f, h / per_kv);
+        factors_add_head(m, w, f, h / per_kv);
     }
-    if (whole_count == 0) return;
     factors_finish_layer(m, w, f);
-    cores_score(j, w, w->layer_A, w->layer_B, f->layer_content + f->rope, whole, whole_count);
+    cores_score(j, w, w->layer_A, w->layer_B, f->layer_content + f->rope, parts, count);
 }
 
 static int slot_of_weight(const chain *k, const char *weight) {
@@ -350,11 +400,11 @@ static int slot_of_weight(const chain *k, const char *weight) {
     return slot;
 }
 
-static void compute_weights(const job *j, worker *w, int layer) {
+static void compute_weights(const job *j, worker *w) {
     const maps *m = j->m;
     for (int i = m->count - 1; i >= 0 && m->matrices[i].form == MAPS_weight; i--) {
         const maps_matrix *x = &m->matrices[i];
-        if (x->layer != layer) continue;
+        if (x->layer != j->layer) continue;
         int slot = slot_of_weight(&m->chain, x->tensor);
         chain_block(w->core, &m->chain.slot[slot], j->tensor[slot], greatest(x->head, 0));
         cores_weight(j, w, i);
@@ -417,25 +467,50 @@ static void take_from_device(const job *j, worker *w, int index) {
     cores_solve(j, w, index, side, side);
 }
 
-static void compute_layer(const job *j, worker *w, int layer) {
-    bool loaded = false;
-    for (int i = 0; i < FAMILIES; i++) {
-        const family *f = &j->m->family[i];
-        if (!records(j, f)) continue;
-        if (!loaded) factors_load_layer(j, w);
-        loaded = true;
-        compute_family(j, w, layer, f);
+static void compute_task(const job *j, worker *w, const task *t) {
+    if (!t->family) {
+        compute_weights(j, w);
+    } else if (t->head < 0) {
+        compute_whole(j, w, t->family);
+    } else {
+        compute_head(j, w, t->family, t->head);
     }
-    compute_weights(j, w, layer);
+}
+
+static job job_of(const job *j, int layer) {
+    job mine = *j;
+    mine.layer = layer;
+    mine.tensor = j->m->tensors + (size_t)layer * CHAIN_SLOTS;
+    return mine;
+}
+
+/* Of layers first, first + shares, ... */
+static void load_layers(maps *m, const job *j, int first, int count) {
+    if (!m->loads) return;
+#pragma omp parallel for num_threads(m->workers) schedule(dynamic)
+    for (int i = 0; i < count; i++) {
+        const job mine = job_of(j, first + i * m->shares);
+        worker *w = &m->worker[omp_get_thread_num()];
+        factors_load_layer(&mine, w, &m->layer[i]);
+        if (m->triangles) cores_find_triangle(m, w, &m->layer[i]);
+    }
 }
 
 static void compute_layers(maps *m, const job *j) {
+    int left = (m->layers - m->share + m->shares - 1) / m->shares;
+    for (int first = m->share, count; left > 0; left -= count, first += count * m->shares) {
+        count = least(left, m->layers_at_once);
+        load_layers(m, j, first, count);
+        /* Each task of all layers, then the next: the longest first. */
 #pragma omp parallel for num_threads(m->workers) schedule(dynamic)
-    for (int layer = m->share; layer < m->layers; layer += m->shares) {
-        job mine = *j;
-        mine.tensor = m->tensors + (size_t)layer * CHAIN_SLOTS;
-        compute_layer(&mine, &m->worker[omp_get_thread_num()], layer);
-        if (m->told) m->told(m->told_user);
+        for (int i = 0; i < count * m->task_count; i++) {
+            const job mine = job_of(j, first + i % count * m->shares);
+            const task *t = &m->tasks[i / count];
+            worker *w = &m->worker[omp_get_thread_num()];
+            w->layer = &m->layer[i % count];
+            compute_task(&mine, w, t);
+            if (m->told && t->head <= 0) m->told(m->told_user);
+        }
     }
 }
 

@@ -69,7 +69,7 @@ int64_t maps_value_count(const maps *m);
  * others is left as it is. */
 void maps_share(maps *m, int share, int shares);
 
-/* From here on told(user) is called whenever a layer has been computed, by any thread. */
+/* From here on told(user) is called now and then while maps are computed, several times a layer, by any thread. */
 void maps_tell(maps *m, void (*told)(void *user), void *user);
 
 /* Floats of all top pairs. */

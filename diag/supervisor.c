@@ -516,7 +516,7 @@ status diag_worker_serve(diag_worker *w, channel_receiver *channel, channel_send
     w->first = first;
     int input = channel_receiver_descriptor(channel);
     if (input < 0) return status_fail(STATUS_IO, "no descriptor for the channel: %s", strerror(errno));
-    for (int i = 0; i < CHANNEL_SNAPSHOT_BUFFERS; i++) channel_grant(channel);
+    for (int i = 0; i < CHANNEL_SNAPSHOT_CREDITS; i++) channel_grant(channel);
     while (!is_over(w)) {
         start_again(w);
         struct pollfd ready[2] = {{.fd = w->input_over ? -1 : input, .events = POLLIN},

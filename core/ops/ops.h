@@ -57,7 +57,7 @@ typedef struct ops_mark {
     void *event; /* of the CUDA table */
 } ops_mark;
 
-enum { OFFLOAD_SLOTS = 2 }; /* offloads under way at most, one a slot */
+enum { OFFLOAD_SLOTS = 3 }; /* offloads under way at most, one a slot */
 
 enum { OPS_CPU_LOGITS = 4 << 20, OPS_CUDA_LOGITS = 128 << 20 };
 

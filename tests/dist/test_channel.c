@@ -520,6 +520,49 @@ static void a_snapshot_is_sent_when_its_copy_has_arrived(void **state) {
     comm_roles_free(&r);
 }
 
+static bool held_back; /* atomic: copies do not arrive */
+
+static status held_wait(ops *o, int slot) {
+    while (__atomic_load_n(&held_back, __ATOMIC_ACQUIRE)) wait_a_moment();
+    return late_wait(o, slot);
+}
+
+/* A credit is not worth a wait for a buffer. */
+static void a_credit_waits_for_a_buffer(void **state) {
+    comm_roles r = split(1);
+    if (r.diagnostics) {
+        channel_receiver *channel = NULL;
+        check_status(channel_receiver_open(&channel, &r), STATUS_OK);
+        for (int i = 0; i <= CHANNEL_SNAPSHOT_BUFFERS; i++) channel_grant(channel);
+        for (channel_message m;;) {
+            check_status(channel_receive(channel, &m), STATUS_OK);
+            if (m.kind == CHANNEL_END) break;
+            channel_release(channel, &m);
+        }
+        channel_receiver_close(channel);
+    } else {
+        ops late = *cpu();
+        late.offload = late_offload;
+        late.offload_wait = held_wait;
+        unsigned char *device = malloc(LATE_BYTES);
+        assert_non_null(device);
+        channel_sender *s = NULL;
+        check_status(channel_sender_open(&s, &r, LATE_BYTES, &late), STATUS_OK);
+        __atomic_store_n(&held_back, true, __ATOMIC_RELEASE);
+        for (int64_t step = 1; step <= CHANNEL_SNAPSHOT_BUFFERS; step++) {
+            while (r.compute_rank == 0 && !channel_take_credit(s)) wait_a_moment();
+            send_late(s, device, r.compute_rank, step);
+        }
+        usleep(20000); /* the last credit has come */
+        assert_false(channel_take_credit(s));
+        __atomic_store_n(&held_back, false, __ATOMIC_RELEASE);
+        while (r.compute_rank == 0 && !channel_take_credit(s)) wait_a_moment();
+        check_status(channel_sender_close(s), STATUS_OK);
+        free(device);
+    }
+    comm_roles_free(&r);
+}
+
 /* The sender says so when the copy fails, or when there is no memory for it, and the receiver is not kept waiting. */
 static void a_device_that_fails_ends_the_snapshots(void **state) {
     comm_roles r = split(1);
@@ -536,7 +579,7 @@ static void a_device_that_fails_ends_the_snapshots(void **state) {
         failing.host_alloc = no_host_memory;
         check_status(channel_sender_open(&s, &r, LATE_BYTES, &failing), STATUS_CONFIG);
         assert_null(s);
-        assert_non_null(strstr(status_message(), "2 snapshot buffers of 5.0 MiB of host memory cannot be had"));
+        assert_non_null(strstr(status_message(), "3 snapshot buffers of 5.0 MiB of host memory cannot be had"));
         status_clear();
         failing = *cpu();
         failing.offload_open = no_room;
@@ -586,12 +629,11 @@ static void a_stopped_receiver_is_given_up(void **state) {
         channel_sender *s = NULL;
         r.patience_s = 1.5;
         check_status(channel_sender_open(&s, &r, LARGEST_SNAPSHOT, cpu()), STATUS_OK);
-        send_snapshot(s, r.compute_rank, 1);
-        send_snapshot(s, r.compute_rank, 2);
+        for (int64_t step = 1; step <= CHANNEL_SNAPSHOT_BUFFERS; step++) send_snapshot(s, r.compute_rank, step);
         assert_null(channel_snapshot_buffer(s)); /* waits for the first to leave, which it never does */
         check_status(channel_sender_status(s), STATUS_INTERNAL);
         assert_non_null(strstr(status_message(), "is that process stopped?"));
-        assert_int_equal(channel_post(s, 0, 3, NULL, 0), STATUS_INTERNAL);
+        assert_int_equal(channel_post(s, 0, CHANNEL_SNAPSHOT_BUFFERS + 1, NULL, 0), STATUS_INTERNAL);
         check_status(channel_sender_close(s), STATUS_INTERNAL);
         MPI_Send(NULL, 0, MPI_BYTE, r.diagnostics_world_ranks[0], GO_TAG, r.world);
         status_clear();
@@ -664,6 +706,7 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(credits_are_neither_lost_nor_invented),
     cmocka_unit_test(steps_are_confirmed),
     cmocka_unit_test(a_snapshot_is_sent_when_its_copy_has_arrived),
+    cmocka_unit_test(a_credit_waits_for_a_buffer),
     cmocka_unit_test(a_device_that_fails_ends_the_snapshots),
     cmocka_unit_test(a_receiver_that_gives_up_holds_nobody_back),
     cmocka_unit_test(a_receiver_that_cannot_read_gets_messages),

@@ -166,7 +166,8 @@ class Worker(RunTest):
         self.assertLessEqual({0, 1, 2, 3, 4, 59, 60}, set(done))
 
     def test_work_that_never_succeeds_ends_for_good(self):
-        """Each worker dies at its first spectrum: training comes to its end, and the job says what is missing."""
+        """Each worker dies at its first spectrum: training comes to its end, and the job says what is missing. What is told
+        in between stands behind the snapshots that came before it, so none lives to record it."""
         config = self.busy_config()
         with self.hurt("solver"):
             code, out, err = self.launch(2, config, "run")
@@ -174,10 +175,7 @@ class Worker(RunTest):
         self.assertIn("step 24/24", err)
         self.assertIn("is not started again", err)
         db = self.database("run")
-        self.assertEqual([step for step, _ in self.events(db, "drop")], [0])
-        restarts = [step for step, _ in self.events(db, "restart")]
-        self.assertEqual(restarts[:2], [0, 0])
-        self.assertNotIn(0, restarts[2:])  # how many more there are before the end is a matter of speed
+        self.assertIn("the snapshot of step 0 is left out", err)
         self.check_last_word(db)
 
     def test_a_further_rank_whose_work_never_succeeds(self):
