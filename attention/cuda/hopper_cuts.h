@@ -92,6 +92,11 @@ CUT_FUNCTION int hopper_backward_bytes(hopper_cut c) {
            HOPPER_BARRIER_BYTES + HOPPER_PIECE_BYTES;
 }
 
+/* A tile of queries, its gradient and its sums in global memory. */
+CUT_FUNCTION int hopper_passing_bytes(hopper_cut c) {
+    return c.queries * (2 * (c.nope + c.rope + c.value) + 4 * (c.nope + c.rope));
+}
+
 /* What a backward pass takes of the scratch memory, in bytes from its beginning, each part on 256. */
 typedef struct hopper_room {
     size_t stats;    /* [B H, M, 2, queries] fp32: lse in powers of 2, delta */
@@ -110,8 +115,9 @@ static inline size_t hopper_padded(int64_t bytes) {
 static inline hopper_room hopper_room_of(hopper_cut c, int64_t batch, int64_t context, int heads, int kv_heads) {
     hopper_room r;
     r.tiles = (int)((context + c.queries - 1) / c.queries);
-    r.list = order_of((int)batch * kv_heads, (int)((context + HOPPER_KEYS - 1) / HOPPER_KEYS), HOPPER_BLOCKS);
-    int64_t sums = (int64_t)order_slots(r.list) * (heads / kv_heads) * r.tiles;
+    r.list = order_of((int)batch * kv_heads, (int)((context + HOPPER_KEYS - 1) / HOPPER_KEYS), HOPPER_KEYS / c.queries,
+                      hopper_passing_bytes(c), HOPPER_BLOCKS);
+    int64_t sums = (int64_t)r.list.slots * (heads / kv_heads) * r.tiles;
     r.count = 1 + sums;
     r.stats = 0;
     r.counters = hopper_padded(batch * heads * r.tiles * 2 * c.queries * 4);

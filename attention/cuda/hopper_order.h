@@ -4,16 +4,18 @@
  * A piece is a tile of 128 keys of a kv head and all tiles of queries that see it; a tile of keys is as long as `ratio`
  * tiles of queries. Tile m of queries is seen by the keys 0 to m / ratio, and gets their contributions one by one:
  *
- * - of most heads in descending order. Their pieces are listed head by head, the last keys first, and go through the
+ * - of early heads in descending order. Their pieces are listed head by head, the last keys first, and go through the
  *   queries from the diagonal upwards: pieces that begin together reach a tile in just that order, `ratio` steps apart.
  *   But the longest piece is the last, and at the end of the list the other blocks would wait for it.
- * - of the late heads, at the list's end, in ascending order. Their pieces are listed longest first, those of all late
+ * - of late heads, at the list's end, in ascending order. Their pieces are listed longest first, those of a group of
  *   heads in turn, and go through the queries downwards to the diagonal: a piece follows the one before it in the same
  *   head, which is begun as many steps earlier as other heads' pieces come between them.
  *
+ * Early heads keep all their tiles of queries in use as long as they run, late ones just the tiles between the first
+ * and the last of the pieces that follow each other. So where a head's tiles fill much of the cache all heads are late.
+ *
  * What a piece waits for comes from pieces before it in the list, so that the first unfinished piece always goes on,
- * whichever blocks run at once. The sums of an early head lie in a slot that later ones use again; each late head has
- * its own. */
+ * whichever blocks run at once. The sums of a head lie in a slot that later heads use again. */
 #pragma once
 
 #include <stdbool.h>
@@ -25,25 +27,38 @@
 #endif
 
 typedef struct order_list {
-    int early, late; /* kv heads of all samples: those that come first, and the late ones */
-    int keys;        /* tiles of keys of a head */
-    int again;       /* slots that the early heads share */
+    int heads, early; /* kv heads of all samples, and how many of them are early */
+    int groups;       /* of the others */
+    int keys;         /* tiles of keys of a head */
+    int slots;        /* for sums */
 } order_list;
 
-/* For so many blocks that run at once. */
-ORDER_FUNCTION order_list order_of(int heads, int keys, int blocks) {
-    order_list list = {heads, 0, keys, 0};
+/* What a head's tiles of queries, their gradients and sums may take while early heads are the faster ones: with 16 MiB
+ * they are on an H100, with 22 late ones (bench/notes.md). */
+enum { ORDER_CACHE_BYTES = 20 << 20 };
+
+/* For so many blocks that run at once; tile_bytes: of a tile of queries, its gradient and its sums. */
+ORDER_FUNCTION order_list order_of(int heads, int keys, int ratio, int tile_bytes, int blocks) {
+    order_list list = {heads, heads, 1, keys, heads};
+    if (heads * keys <= blocks) return list;
     int twice = (2 * blocks + keys - 1) / keys; /* heads whose pieces are two a block */
+    int late = twice, group = twice;
     /* While the longest piece runs, each other block takes about two; the longest is slower, since it writes dq. */
-    int under_way = (3 * blocks + keys - 1) / keys + 2;
-    if (heads * keys > blocks) list.late = twice < heads ? twice : heads;
-    list.early = heads - list.late;
-    list.again = under_way < list.early ? under_way : list.early;
+    int under_way = (3 * blocks + keys - 1) / keys + 2 + late;
+    if ((long long)keys * ratio * tile_bytes > ORDER_CACHE_BYTES) {
+        /* A block takes a piece each keys ratio / 2 steps, so pieces of a head follow each other two steps apart. */
+        late = heads;
+        group = (4 * blocks + keys * ratio - 1) / (keys * ratio);
+        under_way = 2 * group + 2;
+    }
+    list.early = late < heads ? heads - late : 0;
+    list.groups = (heads - list.early) / group > 0 ? (heads - list.early) / group : 1;
+    list.slots = under_way < heads ? under_way : heads;
     return list;
 }
 
 ORDER_FUNCTION int order_pieces(order_list list) {
-    return (list.early + list.late) * list.keys;
+    return list.heads * list.keys;
 }
 
 typedef struct order_piece {
@@ -57,8 +72,11 @@ ORDER_FUNCTION order_piece order_at(order_list list, int i) {
     int inside = i - list.early * list.keys;
     piece.late = inside >= 0;
     if (piece.late) {
-        piece.keys = inside / list.late;
-        piece.head = list.early + inside % list.late;
+        int late = list.heads - list.early, g = ((inside / list.keys + 1) * list.groups - 1) / late;
+        int first = g * late / list.groups, members = (g + 1) * late / list.groups - first;
+        inside -= first * list.keys;
+        piece.keys = inside / members;
+        piece.head = list.early + first + inside % members;
     } else {
         piece.head = i / list.keys;
         piece.keys = list.keys - 1 - i % list.keys;
@@ -81,16 +99,12 @@ ORDER_FUNCTION int order_turn(order_piece piece, int m, int ratio) {
     return piece.late ? piece.keys : m / ratio - piece.keys;
 }
 
-ORDER_FUNCTION int order_slots(order_list list) {
-    return list.again + list.late;
-}
-
 /* Where the sums of a head lie, and how many heads had the slot before it. */
 ORDER_FUNCTION int order_slot(order_list list, int head) {
-    return head < list.early ? head % list.again : list.again + head - list.early;
+    return head % list.slots;
 }
 ORDER_FUNCTION int order_round(order_list list, int head) {
-    return head < list.early ? head / list.again : 0;
+    return head / list.slots;
 }
 
 #undef ORDER_FUNCTION

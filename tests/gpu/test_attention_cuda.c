@@ -297,6 +297,44 @@ static void check_both(shape s) {
     check_case(s, false, "wgmma");
 }
 
+/* Operands from O to LSE as a family makes them. */
+static void run_and_pull(both *b, const char *family, float *out[OPERANDS]) {
+    run_core(b, attn_core_cuda_family(family));
+    for (int i = O; i < OPERANDS; i++) out[i] = pull(b, i);
+}
+
+/* A context too long for the CPU: wgmma against mma.sync, which is held against the CPU where it is not, in blocks of
+ * rows. Both round as bf16 does; what a tile of the longest context adds to a block is 1/16 of it by norm and more. And
+ * wgmma's bits again. */
+static void check_long(shape s) {
+    enum { ROWS = 64 };
+    static const double ROUNDINGS = 4.0 / 256;
+    both b;
+    float *mma[OPERANDS], *wgmma[OPERANDS], *again[OPERANDS];
+    both_open(&b, s, false);
+    if (!cuda_of(&b.gpu)->warpgroups) { /* nothing to compare */
+        both_close(&b);
+        return;
+    }
+    run_and_pull(&b, "mma", mma);
+    run_and_pull(&b, "wgmma", wgmma);
+    run_and_pull(&b, "wgmma", again);
+    for (int i = O; i < OPERANDS; i++) {
+        for (int64_t at = 0, n = ROWS * b.cols[i]; at < b.count[i]; at += n) {
+            if (n > b.count[i] - at) n = b.count[i] - at;
+            double error = distance(wgmma[i] + at, mma[i] + at, n), size = norm(mma[i] + at, n);
+            if (!(error <= ROUNDINGS * size))
+                fail_msg("%s, T %d H %d/%d (%d+%d)/%d, rows from %ld on: wgmma is %.3g off mma.sync, of %.3g", names[i],
+                         s.context, s.heads, s.kv_heads, s.nope, s.rope, s.value, (long)(at / b.cols[i]), error, size);
+        }
+        assert_memory_equal(again[i], wgmma[i], (size_t)b.count[i] * sizeof(float));
+        free(mma[i]);
+        free(wgmma[i]);
+        free(again[i]);
+    }
+    both_close(&b);
+}
+
 static const int contexts[] = {1, 2, 31, 65, 127, 128, 130};
 enum { CONTEXTS = sizeof contexts / sizeof *contexts };
 
@@ -309,6 +347,16 @@ static void test_contexts(void **state) {
 
 static void test_long_context(void **state) {
     check_both((shape){1, 1025, 2, 2, 64, 32, 64, true, 1, false, false});
+}
+
+/* Those whose tiles of queries fill the cache go through the heads in another order, a few at a time (hopper_order.h).
+ */
+static void test_longest_contexts(void **state) {
+    check_long((shape){1, 32768, 2, 2, 128, 64, 128, false, 1, false, false});
+    check_long((shape){1, 32768, 2, 1, 64, 0, 64, true, 1, false, false});
+    check_long((shape){1, 16385, 9, 9, 128, 64, 128, true, 1, false, false});
+    check_long((shape){1, 32700, 3, 3, 128, 0, 128, false, 1, false, false});
+    check_long((shape){2, 8200, 2, 2, 64, 32, 64, true, 1, false, false});
 }
 
 /* bf16, by both families; the plain kernels see no more in these than in small ones. */
@@ -391,6 +439,7 @@ static void test_too_wide_a_head_is_refused(void **state) {
 static const struct CMUnitTest tests[] = {
     cmocka_unit_test_setup(test_contexts, inputs_start),
     cmocka_unit_test_setup(test_long_context, inputs_start),
+    cmocka_unit_test_setup(test_longest_contexts, inputs_start),
     cmocka_unit_test_setup(test_several_tiles, inputs_start),
     cmocka_unit_test_setup(test_many_heads, inputs_start),
     cmocka_unit_test_setup(test_sizes_of_heads, inputs_start),

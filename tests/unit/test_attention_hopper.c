@@ -46,8 +46,8 @@ static void test_scratch_holds_its_parts(void **state) {
                 hopper_room r = hopper_room_of(c, batch, context, heads, kv_heads);
                 assert_in_range(r.tiles * c.queries, context, context + c.queries - 1);
                 assert_in_range(r.list.keys * HOPPER_KEYS, context, context + HOPPER_KEYS - 1);
-                assert_int_equal(r.list.early + r.list.late, batch * kv_heads);
-                int slots = order_slots(r.list);
+                assert_int_equal(r.list.heads, batch * kv_heads);
+                int slots = r.list.slots;
                 assert_in_range(slots, 1, batch * kv_heads);
                 size_t tile = (size_t)c.queries * sizeof(float), sums = (size_t)(slots * group * r.tiles);
                 assert_int_equal(r.count, 1 + sums);
@@ -65,13 +65,21 @@ typedef struct block {
     int piece, step, ahead;
 } block;
 
+enum { CACHED_BYTES = 32 << 20 }; /* of an H100's 50 MiB, about; it has dout, keys and values besides */
+
+/* What a run of the list shows. */
+typedef struct course {
+    double busy;  /* share of the time that blocks were */
+    double stale; /* share of contributions to tiles that others of more than CACHED_BYTES have been used since */
+} course;
+
 /* One run of the list by blocks of one speed, or that sleep at random: each turn comes once and in order, each piece
- * once, and some block can always go on. Returns the share of the time that blocks were busy. */
-static double run_list(int heads, int context, int queries, int blocks, bool sleeps) {
+ * once, and some block can always go on. */
+static course run_list(int heads, int context, int queries, int tile_bytes, int blocks, bool sleeps) {
     int ratio = HOPPER_KEYS / queries, keys = (context + HOPPER_KEYS - 1) / HOPPER_KEYS;
     int tiles = (context + queries - 1) / queries, all = heads * keys, ticket = 0, ended = 0;
-    order_list list = order_of(heads, keys, blocks);
-    int *counters = calloc((size_t)(order_slots(list) * tiles), sizeof *counters);
+    order_list list = order_of(heads, keys, ratio, tile_bytes, blocks);
+    int *counters = calloc((size_t)(list.slots * tiles), sizeof *counters);
     assert_int_equal(order_pieces(list), all);
     char *seen = calloc((size_t)all, 1);
     block *at = malloc((size_t)blocks * sizeof *at);
@@ -80,7 +88,8 @@ static double run_list(int heads, int context, int queries, int blocks, bool sle
     assert_non_null(at);
     for (int i = 0; i < blocks; i++) at[i] = (block){-1, 0, -1};
     bool all_awake = !sleeps;
-    int rounds = 0;
+    int rounds = 0, uses = 0, stale = 0, *last_use = calloc((size_t)(heads * tiles), sizeof *last_use);
+    assert_non_null(last_use);
     for (; ended < all; rounds++) {
         bool moved = false;
         int first = sleeps ? rand() % blocks : 0;
@@ -109,6 +118,9 @@ static double run_list(int heads, int context, int queries, int blocks, bool sle
                 continue;
             }
             ++*counter, moved = true;
+            int *mine_last = last_use + p.head * tiles + m;
+            stale += turn > 0 && (long long)(uses - *mine_last) * tile_bytes > CACHED_BYTES;
+            *mine_last = uses++;
             if (++b->step == steps) b->piece = -1, ended++;
         }
         if (all_awake && !moved)
@@ -117,14 +129,15 @@ static double run_list(int heads, int context, int queries, int blocks, bool sle
     }
     for (int i = 0; i < all; i++) assert_int_equal(seen[i], 1);
     int contributions = 0;
-    for (int i = 0; i < order_slots(list) * tiles; i++) contributions += counters[i];
+    for (int i = 0; i < list.slots * tiles; i++) contributions += counters[i];
     int once = 0;
     for (int m = 0; m < tiles; m++) once += order_turns(m, ratio);
     assert_int_equal(contributions, heads * once);
     free(counters);
     free(seen);
     free(at);
-    return (double)contributions / blocks / rounds;
+    free(last_use);
+    return (course){(double)contributions / blocks / rounds, (double)stale / contributions};
 }
 
 static void test_every_turn_comes_once_and_in_order(void **state) {
@@ -137,17 +150,40 @@ static void test_every_turn_comes_once_and_in_order(void **state) {
         for (int h = 0; h < 4; h++)
             for (int b = 0; b < 5; b++)
                 for (int queries = 64; queries <= 128; queries *= 2)
-                    if (contexts[t] * heads[h] <= 50000) run_list(heads[h], contexts[t], queries, blocks[b], true);
+                    for (int fills = 0; fills < 2; fills++) /* the cache */
+                        if (contexts[t] * heads[h] <= 50000)
+                            run_list(heads[h], contexts[t], queries, fills ? ORDER_CACHE_BYTES : 0, blocks[b], true);
+}
+
+typedef struct run {
+    int heads, context;
+    hopper_size size;
+} run;
+
+static const run cases[] = {{192, 1024, HOPPER_64},
+                            {128, 2048, HOPPER_96},
+                            {64, 4096, HOPPER_192},
+                            {16, 16384, HOPPER_128},
+                            {16, 16384, HOPPER_192}};
+
+static course run_case(const run *r) {
+    hopper_cut c = hopper_cuts[r->size];
+    course x = run_list(r->heads, r->context, c.queries, hopper_passing_bytes(c), 132, false);
+    print_message("%d heads of %d: busy %.3f of the time, %.1f%% stale\n", r->heads, r->context, x.busy, 100 * x.stale);
+    return x;
 }
 
 /* Blocks wait for the last ones less than 2% of the time: with the longest pieces at the end of the list 2 to 5%, where
  * a piece begins and a sum is handed over in no time as here. */
 static void test_blocks_end_together(void **state) {
-    static const struct {
-        int heads, context, queries;
-    } cases[] = {{192, 1024, 128}, {128, 2048, 64}, {64, 4096, 64}, {16, 16384, 64}};
-    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++)
-        assert_true(run_list(cases[i].heads, cases[i].context, cases[i].queries, 132, false) > 0.98);
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) assert_true(run_case(&cases[i]).busy > 0.98);
+}
+
+/* With early heads half of all uses would be stale at 192/128-16k, nearly all at T = 32,768. */
+static void test_tiles_of_long_heads_stay_in_the_cache(void **state) {
+    const run longest = {8, 32768, HOPPER_128};
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) assert_true(run_case(&cases[i]).stale < 0.25);
+    assert_true(run_case(&longest).stale < 0.05);
 }
 
 static const struct CMUnitTest tests[] = {
@@ -156,5 +192,6 @@ static const struct CMUnitTest tests[] = {
     cmocka_unit_test(test_scratch_holds_its_parts),
     cmocka_unit_test(test_every_turn_comes_once_and_in_order),
     cmocka_unit_test(test_blocks_end_together),
+    cmocka_unit_test(test_tiles_of_long_heads_stay_in_the_cache),
 };
 TEST_MAIN(tests)
