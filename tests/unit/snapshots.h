@@ -5,6 +5,7 @@
 #include "comm/snapshot.h"
 #include "core/config.h"
 #include "core/rng.h"
+#include "diag/diag.h"
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -17,6 +18,21 @@ static inline float *snapshot_room(snapshot *s, const char *name, int64_t rows, 
     snprintf(t->name, sizeof(t->name), "%s", name);
     t->data = malloc((size_t)(rows * cols) * sizeof(float));
     return t->data;
+}
+
+/* Leaves what the trainer sends a diagnostics rank: its layers, and to the first one the gains of all. */
+static inline void snapshot_keep(snapshot *s, const config *c, int rank) {
+    int kept = 0, layer;
+    for (int i = 0; i < s->count; i++) {
+        snapshot_tensor *t = &s->tensors[i];
+        bool goes = sscanf(t->name, "layers.%d.", &layer) == 1 &&
+                    (diag_rank_of_layer(c, layer) == rank || (rank == 0 && t->rows == 1));
+        if (goes)
+            s->tensors[kept++] = *t;
+        else
+            free(t->data);
+    }
+    s->count = kept;
 }
 
 /* The same filled: gains near 1, weights of std 0.02, a function of seed and name. */

@@ -19,20 +19,12 @@ static diag *open_diag(const config *c) {
     return d;
 }
 
-/* As the trainer sends: a rank's own layers, and to the first one the gains of all. */
-static bool goes_to(const config *c, const snapshot_tensor *t, int rank) {
-    int layer;
-    assert_int_equal(sscanf(t->name, "layers.%d.", &layer), 1);
-    return diag_rank_of_layer(c, layer) == rank || (rank == 0 && t->rows == 1);
-}
-
-/* The share of one sender for a diagnostics rank: of every other tensor, starting with its own number. */
-static channel_message make_share(const snapshot *s, const config *c, int rank, int sender, int64_t step) {
+/* The share of one sender: every other tensor, starting with its own number. */
+static channel_message make_share(const snapshot *s, int sender, int64_t step) {
     snapshot_piece pieces[64];
     int count = 0;
     for (int i = sender; i < s->count; i += SENDERS) {
         const snapshot_tensor *t = &s->tensors[i];
-        if (!goes_to(c, t, rank)) continue;
         pieces[count] = (snapshot_piece){.rows = t->rows, .cols = t->cols, .n_rows = t->rows, .n_cols = t->cols};
         memcpy(pieces[count++].name, t->name, sizeof(t->name));
     }
@@ -42,7 +34,6 @@ static channel_message make_share(const snapshot *s, const config *c, int rank, 
     float *values = snapshot_message_begin(m.data, pieces, count);
     for (int i = sender; i < s->count; i += SENDERS) {
         const snapshot_tensor *t = &s->tensors[i];
-        if (!goes_to(c, t, rank)) continue;
         memcpy(values, t->data, (size_t)(t->rows * t->cols) * sizeof(float));
         values += t->rows * t->cols;
     }
@@ -54,7 +45,8 @@ static channel_message make_share(const snapshot *s, const config *c, int rank, 
 static int send_share_to(diag *d, int rank, const config *c, int sender, int64_t step, size_t cut) {
     snapshot s = {0};
     snapshot_fill(&s, c, (uint64_t)step);
-    channel_message m = make_share(&s, c, rank, sender, step);
+    snapshot_keep(&s, c, rank);
+    channel_message m = make_share(&s, sender, step);
     m.bytes -= cut;
     int credits = diag_take(d, &m, SENDERS);
     free(m.data);

@@ -45,13 +45,14 @@ static void plant(snapshot *s, int64_t step) {
     for (int64_t j = 0; j < k->cols; j++) k->data[j] += 0.4f;
 }
 
-/* The snapshot of that step, from one sender. */
-static channel_message make_message(const config *c, int64_t step) {
+/* The snapshot of that step for a diagnostics rank, from one sender. */
+static channel_message make_message(const config *c, int rank, int64_t step) {
     snapshot s = {0};
     snapshot_piece pieces[64];
     snapshot_fill(&s, c, 7);
     move(&s, c, step);
     plant(&s, step);
+    snapshot_keep(&s, c, rank);
     for (int i = 0; i < s.count; i++) {
         const snapshot_tensor *t = &s.tensors[i];
         pieces[i] = (snapshot_piece){.rows = t->rows, .cols = t->cols, .n_rows = t->rows, .n_cols = t->cols};
@@ -92,19 +93,21 @@ static void take(group *r, int kind, int64_t step, const void *data, size_t byte
 }
 
 static void take_snapshot(group *r, int64_t step) {
-    channel_message m = make_message(&r->config, step);
+    channel_message m = make_message(&r->config, 0, step);
     m.number = ++r->number;
     diag_take(r->first, &m, SENDERS);
+    free(m.data);
     if (r->second) {
-        channel_message part;
-        diag_take(r->second, &m, SENDERS);
+        channel_message part, second = make_message(&r->config, 1, step);
+        second.number = r->number;
+        diag_take(r->second, &second, SENDERS);
+        free(second.data);
         check_status(channel_receive(r->from_second, &part), STATUS_OK);
         part.sender = SENDERS;
         part.number = ++r->number;
         diag_take(r->first, &part, SENDERS);
         channel_release(r->from_second, &part);
     }
-    free(m.data);
 }
 
 static void take_profile(group *r, int64_t step) {
