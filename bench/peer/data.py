@@ -59,7 +59,7 @@ class Shards:
                 raise SystemExit(f"{path}: not a shard of 16-bit tokens")
             self.shards.append(numpy.memmap(path, "<u2", "r", 1024, (count,)))
         self.first = numpy.cumsum([0] + [(len(s) - 1) // context for s in self.shards])
-        if self.first[-1] == 0:
+        if self.windows == 0:
             raise SystemExit(f"{pattern}: no shard, or not one whole window of {context} tokens")
 
     def window(self, w):
@@ -67,13 +67,21 @@ class Shards:
         begin = (w - self.first[shard]) * self.context
         return self.shards[shard][begin:begin + self.context + 1].astype(numpy.int64)
 
+    @property
+    def windows(self):
+        return int(self.first[-1])
+
+    def rows(self, windows):
+        """Inputs and targets [len(windows), context]."""
+        rows = numpy.stack([self.window(w) for w in windows])
+        return rows[:, :-1], rows[:, 1:]
+
     def batch(self, step, size):
         """Inputs and targets [size, context] of a step, counted from 1."""
         windows = []
         for position in range((step - 1) * size, step * size):
-            epoch, index = divmod(position, int(self.first[-1]))
+            epoch, index = divmod(position, self.windows)
             if epoch not in self.epochs:
-                self.epochs[epoch] = permutation(self.seed, DATA_ORDER + epoch, int(self.first[-1]))
-            windows.append(self.window(self.epochs[epoch][index]))
-        rows = numpy.stack(windows)
-        return rows[:, :-1], rows[:, 1:]
+                self.epochs[epoch] = permutation(self.seed, DATA_ORDER + epoch, self.windows)
+            windows.append(self.epochs[epoch][index])
+        return self.rows(windows)

@@ -231,10 +231,10 @@ class Model(nn.Module):
         return {name: w.detach() if w.dim() == 2 else w.detach()[None] for name, w in found.items()}
 
 
-def optimizer(model, weight_decay, decay="matrices", fused=False):
+def optimizer(model, weight_decay, decay="matrices", fused=False, beta2=0.95):
     """AdamW as Bulkhead's defaults have it: gains decay only with decay = all. The caller sets the learning rate."""
     matrices = [p for p in model.parameters() if p.dim() > 1]
     gains = [p for p in model.parameters() if p.dim() == 1]
     groups = [dict(params=matrices, weight_decay=weight_decay),
               dict(params=gains, weight_decay=weight_decay if decay == "all" else 0)]
-    return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, 0.95), eps=1e-8, **({"fused": True} if fused else {}))
+    return torch.optim.AdamW(groups, lr=1e-3, betas=(0.9, beta2), eps=1e-8, **({"fused": True} if fused else {}))

@@ -21,10 +21,11 @@ class Peer(harness.RunTest):
         super().setUp()
         if subprocess.run([PYTHON, "-c", "import numpy, torch"], capture_output=True).returncode:
             self.skipTest(f"skipped: {PYTHON} has no PyTorch and NumPy")
-        # Two shards, and fewer windows than the run takes: a second epoch begins. Some tokens are frequent, most are not.
+        # Two shards, and fewer windows than the run takes: a second epoch begins. Some tokens are frequent, most are not. Seven
+        # windows of validation, in micro-batches of two or four.
         draw = random.Random(5)
-        for shard, count in enumerate((2900, 1900)):
-            harness.write_shard(self.path(f"train-{shard:05}.bin"),
+        for shard, count in (("train-00000", 2900), ("train-00001", 1900), ("val-00000", 500)):
+            harness.write_shard(self.path(f"{shard}.bin"),
                                 [min(4095, int(draw.paretovariate(0.6))) for _ in range(count)])
 
     def peer(self, program, *arguments):
@@ -37,11 +38,13 @@ class Peer(harness.RunTest):
         """Weights three times as large as usual: attention is far from uniform."""
         self.peer("follow.py", self.path("peer"), "--data", self.path("train-*.bin"), "--variant", variant, "--size", "tiny",
                   "--context", "64", "--batch", "4", "--steps", "20", "--warmup", "5", "--device", "cpu", "--precision",
-                  "fp32", "--std", "0.06", *arguments)
+                  "fp32", "--std", "0.06", "--validation", self.path("val-*.bin"), "--eval-every", "8", *arguments)
         self.train(ranks, self.path("peer", "config.yaml"), "run", "diagnostics.ranks=0", f"parallel.tensor={ranks}")
         report = json.loads(self.peer("compare.py", self.path("peer", "peer.jsonl"), self.path("run", "run.db"), "--every", "1",
                                       "--limit", "2e-6", "--norm-limit", "1e-4"))
         self.assertEqual(report["steps"], 20)
+        self.assertLess(report["validation_difference"], 2e-6)
+        self.assertLess(report["last_validation"], report["first_loss"])
         self.assertLess(report["last_loss"], 0.7 * report["first_loss"])
 
     def test_cut_over_two_ranks(self):
@@ -66,7 +69,7 @@ class Peer(harness.RunTest):
             self.assertGreater(figures["tokens_per_s"], 0)
 
     def test_mha_follows(self):
-        self.follows("mha", 1)
+        self.follows("mha", 1, "--micro-batch", "2", "--beta2", "0.999")
 
     def test_prerope_follows(self):
         self.follows("mla-prerope", 1, "--decay", "all", "--weight-decay", "1")
