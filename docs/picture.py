@@ -3,7 +3,8 @@
 
 usage: docs/picture.py FILE.svg DB...      docs/picture.py docs/quickstart.svg runs/quickstart-1/{mha,mla-prerope,mla-decoupled}/run.db
 
-Effective rank is the median over a layer's heads (form score, part full) over that of step 0, on one colour scale.
+Effective rank is the median over a layer's heads (form score, part full) over that of step 0, on one colour scale. Of several runs
+in one database each variant's with the least seed is drawn.
 """
 import sqlite3
 import sys
@@ -15,13 +16,17 @@ WIDTH, LEFT, LOSS_WIDTH, GAP, TOP, HEIGHT, LEGEND = 900, 44, 240, 26, 34, 150, 4
 
 
 def read(path):
+    """[(name, losses, cells)] of a database's runs."""
     db = sqlite3.connect(f"file:{path}?mode=ro", uri=True)
-    name = db.execute("SELECT name FROM runs").fetchone()[0]
-    losses = db.execute("SELECT step, loss FROM train_metrics WHERE loss IS NOT NULL ORDER BY step").fetchall()
-    ranks = db.execute("SELECT layer, step, effective_rank FROM layer_spectra WHERE form = 'score' AND part = 'full' "
-                       "AND stat = 'median' AND effective_rank IS NOT NULL ORDER BY layer, step").fetchall()
-    start = {layer: rank for layer, step, rank in ranks if step == 0}
-    return name, losses, {(layer, step): rank / start[layer] for layer, step, rank in ranks if layer in start}
+    found = []
+    for run, name, _ in db.execute("SELECT run_id, name, min(seed) FROM runs GROUP BY variant ORDER BY run_id").fetchall():
+        losses = db.execute("SELECT step, loss FROM train_metrics WHERE run_id = ? AND loss IS NOT NULL ORDER BY step", (run,)).fetchall()
+        ranks = db.execute("SELECT layer, step, effective_rank FROM layer_spectra WHERE run_id = ? AND form = 'score' AND part = 'full' "
+                           "AND stat = 'median' AND effective_rank IS NOT NULL ORDER BY layer, step", (run,)).fetchall()
+        start = {layer: rank for layer, step, rank in ranks if step == 0}
+        found.append((name, losses, {(layer, step): rank / start[layer] for layer, step, rank in ranks if layer in start}))
+    db.close()
+    return found
 
 
 def colour(value):
@@ -90,6 +95,6 @@ def draw(runs):
 if __name__ == "__main__":
     if len(sys.argv) < 3:
         sys.exit(__doc__)
-    picture = draw([read(path) for path in sys.argv[2:]])
+    picture = draw([run for path in sys.argv[2:] for run in read(path)])
     with open(sys.argv[1], "w", encoding="utf-8") as file:
         file.write(picture)

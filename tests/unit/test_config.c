@@ -504,7 +504,8 @@ static void other_locales(void **state) {
 static void shipped_configs(void **state) {
     glob_t found;
     assert_int_equal(glob(SHIPPED_CONFIGS "/*.yaml", 0, NULL, &found), 0);
-    assert_true(found.gl_pathc >= 6);
+    assert_int_equal(glob(SHIPPED_CONFIGS "/../reproduce/*.yaml", GLOB_APPEND, NULL, &found), 0);
+    assert_true(found.gl_pathc >= 9);
     for (size_t i = 0; i < found.gl_pathc; i++) {
         config c;
         if (strcmp(strrchr(found.gl_pathv[i], '/'), "/sweep.yaml") == 0) continue; /* a sweep: test_sweep */
