@@ -20,6 +20,7 @@ typedef struct derived {
     int64_t threads, micro_batch, data_parallel;
     int64_t resume_step; /* the database goes on behind it; -1: it begins */
     int64_t saved_step;  /* the same, where the run folder has the checkpoint itself */
+    bool queues;         /* compute rank 0's device does: its host threads have little to do, but at once */
     char device[64];     /* of compute rank 0 */
     char hosts[256];     /* h1,h2,... */
 } derived;

@@ -92,6 +92,7 @@ static status share_derived(job *j) {
         d->data_parallel = j->c.parallel.data;
         d->resume_step = j->resume.reads ? j->state.step : -1;
         d->saved_step = has_checkpoint(j) ? j->state.step : -1;
+        d->queues = j->ops.queues;
         snprintf(d->device, sizeof d->device, "%s", j->ops.device);
     }
     if (MPI_Bcast(d, sizeof *d, MPI_BYTE, j->roles.compute_world_ranks[0], j->roles.world) != MPI_SUCCESS)
@@ -218,7 +219,8 @@ static status run_diagnostics(job *j) {
     if (s == STATUS_OK) s = share_derived(j);
     if (s == STATUS_OK) s = comm_agree(world, STATUS_OK); /* run folder */
     if (s == STATUS_OK) {
-        if (j->roles.oversubscribed && nice(10) == -1) log_debug("the diagnostics rank keeps its priority");
+        if ((j->roles.oversubscribed || j->derived.queues) && nice(10) == -1)
+            log_debug("the diagnostics rank keeps its priority");
         s = comm_agree(world, open_watcher(&w, j));
         if (s == STATUS_OK) {
             s = serve(&w, j);
