@@ -4,7 +4,7 @@
 usage: figures.py BULKHEAD OUTPUT.jsonl [--size 130m] [--batch 32] [--steps 100] [--limit-s 280] [--peer-steps 20]
                   [--gpus 2 --parallel tensor | data]      --batch: of all GPUs together
 
-For each variant: the peer, Bulkhead in bf16 without diagnostics, and with them every 10 steps on a rank of their own. The
+For each variant: Bulkhead in bf16 without diagnostics, the peer, and Bulkhead with spectra every 10 steps on a rank of their own. The
 peers compile side by side first and then wait; after that one program runs at a time. Tokens are random. A step's median
 is each program's own; the mean of Bulkhead's is by the clock from its first timed step's line to its last, so that
 snapshots are in it. Memory: the peer's is what its tensors took at most, Bulkhead's all that it took from the device.
@@ -212,12 +212,13 @@ def measure(a, folder, clock, peers, out):
     print(f"peers ready: {', '.join(ready)}; {clock.left():.0f} s left", flush=True)
     card, good = None, True
     for variant in a.variants:
-        alone, watched = (time_bulkhead(a, variant, folder, every, clock) for every in (0, 10))
+        alone = time_bulkhead(a, variant, folder, 0, clock)
         peer = time_peer(peers[variant], ready[variant]) if variant in ready else None
-        card = peer["card"] if peer else card
-        good = report(a, card, variant, (peer, alone, watched), out) and good
         for process in peers[variant]:
             finish(process, clock)
+        watched = time_bulkhead(a, variant, folder, 10, clock)
+        card = peer["card"] if peer else card
+        good = report(a, card, variant, (peer, alone, watched), out) and good
     return good
 
 
