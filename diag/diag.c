@@ -18,6 +18,7 @@
 #include <math.h>
 #include <omp.h>
 #include <poll.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -355,11 +356,20 @@ static void take_nulls(diag *d, int64_t step) {
     while (nulls_next_note(d->nulls, text, sizeof(text))) store_event(d->store, step, "info", "nulls", "%s", text);
 }
 
-static void take_last_nulls(void *user) {
-    take_nulls(user, 0);
+/* Whether a signal has asked for the end of a run that is at its end already. A worker has them blocked, so they stay.
+ */
+static bool end_is_asked_for(void) {
+    sigset_t pending;
+    return sigpending(&pending) == 0 && (sigismember(&pending, SIGUSR1) == 1 || sigismember(&pending, SIGTERM) == 1 ||
+                                         sigismember(&pending, SIGINT) == 1);
 }
 
-/* The last rows are worth some waiting, unless the run was stopped. */
+static bool take_last_nulls(void *user) {
+    take_nulls(user, 0);
+    return !end_is_asked_for();
+}
+
+/* The last rows are worth some waiting, unless the run was stopped or is to end now. */
 static void finish_nulls(diag *d) {
     if (!d->nulls || !d->store) return;
     int waiting = nulls_finish_aloud(d->nulls, d->finished ? MOST_NULLS_WAIT_S : 0, take_last_nulls, d);

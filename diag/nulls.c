@@ -19,7 +19,14 @@
 
 /* Draws of a layer cost r^3 in time and 50 r^2 bytes a thread: beyond that rank, hours and gigabytes for columns that
  * no finding reads. */
-enum { BUCKETS = 4096, LAYER_DRAWS = 16, MOST_LAYER_RANK = 2048, REFILL_EVERY_S = 5, SAY_EVERY_S = 10 };
+enum {
+    BUCKETS = 4096,
+    LAYER_DRAWS = 16,
+    MOST_LAYER_RANK = 2048,
+    REFILL_EVERY_S = 5,
+    SAY_EVERY_S = 10,
+    LOOK_EVERY_S = 2
+};
 static const size_t MOST_KEPT_BYTES = (size_t)128 << 20;
 static const double FAMILY_LEVEL = 0.01, LEAST_EFFECT = 1.25, MOST_RANK = 0.8; /* theta and collapse of section 6.5 */
 
@@ -490,16 +497,17 @@ int nulls_finish(nulls *n, double seconds) {
     return waiting;
 }
 
-int nulls_finish_aloud(nulls *n, double seconds, void (*came)(void *user), void *user) {
-    double end = clock_now_s() + seconds;
+int nulls_finish_aloud(nulls *n, double seconds, bool (*came)(void *user), void *user) {
+    double end = clock_now_s() + seconds, said_s = clock_now_s();
     char text[256];
     for (;;) {
         double left = fmax(0, end - clock_now_s());
-        int waiting = nulls_finish(n, fmin(left, SAY_EVERY_S));
-        came(user);
-        if (waiting == 0 || left <= SAY_EVERY_S) return waiting;
+        int waiting = nulls_finish(n, fmin(left, LOOK_EVERY_S));
+        if (!came(user) || waiting == 0 || left <= LOOK_EVERY_S) return waiting;
+        if (clock_now_s() - said_s < SAY_EVERY_S) continue;
+        said_s = clock_now_s();
         nulls_describe(n, text, sizeof(text));
-        log_info("columns against nulls are filled: %s; waiting %.0f s more at most", text, left - SAY_EVERY_S);
+        log_info("columns against nulls are filled: %s; waiting %.0f s more at most", text, fmax(0, end - said_s));
     }
 }
 

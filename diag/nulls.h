@@ -50,9 +50,9 @@ bool nulls_next_note(nulls *n, char *to, size_t bytes);
  */
 int nulls_finish(nulls *n, double seconds);
 
-/* The same, aloud: every 10 s a line says what is waited for, and came(user) takes what there is by then, as at the
- * end. */
-int nulls_finish_aloud(nulls *n, double seconds, void (*came)(void *user), void *user);
+/* The same, aloud: every 10 s a line says what is waited for. Every 2 s and at the end came(user) takes what there is
+ * by then; false: no more waiting. */
+int nulls_finish_aloud(nulls *n, double seconds, bool (*came)(void *user), void *user);
 
 /* What those wait for, for people: how many ensembles, and how far the one that is being made is. */
 void nulls_describe(nulls *n, char *to, size_t bytes);

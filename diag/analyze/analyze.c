@@ -222,9 +222,10 @@ static void take_nulls(analysis *a) {
     }
 }
 
-static void take_and_flush(void *user) {
+static bool take_and_flush(void *user) {
     take_nulls(user);
     flush(user);
+    return true;
 }
 
 /* Waits for the ensembles that rows still need. */

@@ -52,6 +52,22 @@ class Worker(RunTest):
         return self.config(model=dict(width=64, ffn=96), attention=dict(variant="mla-decoupled"),
                            train=dict(steps=24, global_batch=24), diagnostics=dict(every=1, esd_every=5, **diagnostics))
 
+    def test_a_signal_ends_the_wait_for_ensembles(self):
+        """Of a run that is at its end: more draws than there is time for."""
+        config = self.config(diagnostics=dict(null_draws=100_000_000))
+        os.environ["BULKHEAD_CACHE"] = self.path("cache")
+        self.addCleanup(os.environ.pop, "BULKHEAD_CACHE")
+        job = self.in_background(2, config, "run")
+        self.wait_for_database("run", "SELECT 1 FROM events WHERE kind = 'checkpoint'").close()
+        time.sleep(1)
+        begun = time.monotonic()
+        job.send_signal(signal.SIGUSR1)
+        _, err = job.communicate(timeout=60)
+        self.assertLess(time.monotonic() - begun, 20)
+        self.assertEqual(job.returncode, 0, err)
+        self.assertIn("columns against nulls stay NULL", err)
+        self.assertEqual(self.database("run").execute("SELECT status FROM runs").fetchall(), [("finished",)])
+
     def check_same(self, run, undisturbed):
         """All rows of both runs, without gaps in what the events say of themselves."""
         for table in (*TABLES, "vectors", "gains", "nulls"):
